@@ -1,0 +1,189 @@
+// Package fleet knows which bridges exist, how loaded they are and where, from what they say in the
+// brewery room. Choosing one is a pure function. It holds no connection and starts no goroutine.
+package fleet
+
+import (
+	"cmp"
+	"slices"
+	"sync"
+	"time"
+
+	"plenum/wire/jid"
+)
+
+// Numbers of Jicofo's selector (protocol notes 6.3).
+const (
+	overloaded     = 0.8              // stress from which a bridge is chosen only when nothing else is left
+	rampUp         = 20 * time.Second // how long a placed endpoint is counted before presence shows it
+	defaultStress  = 0.01             // of one participant, unless the bridge says otherwise
+	failureMemory  = time.Minute      // how long a failed bridge is left alone
+	defaultPerRoom = 80               // endpoints of one conference on one bridge
+)
+
+// A Bridge is one bridge as the selection sees it.
+type Bridge struct {
+	JID     jid.JID // its occupant in the brewery
+	Region  string
+	RelayID string
+	Version string
+	// Stress is the reported stress level, 1 being full, plus that of endpoints placed since.
+	Stress float64
+	// Draining bridges take endpoints only when nothing else is left; shutting down ones never do, and
+	// those in graceful shutdown take only endpoints of conferences that they have.
+	Draining, ShuttingDown, Graceful bool
+	// Failed is set while the bridge is unhealthy or has failed a request recently.
+	Failed bool
+}
+
+// A Request asks for a place for one endpoint.
+type Request struct {
+	Region string // of the participant; empty when unknown
+	// Conference has the bridges that the conference already uses, with the number of its endpoints there.
+	Conference []InUse
+	// Avoid is a bridge that just failed this participant.
+	Avoid jid.JID
+}
+
+// InUse is a bridge of a conference.
+type InUse struct {
+	Bridge    jid.JID
+	Endpoints int
+}
+
+// A Choice is the selected bridge; Reason says which rule chose it.
+type Choice struct {
+	Bridge jid.JID
+	Region string
+	Reason string
+}
+
+// Select chooses a bridge. A conference stays on the bridge that it has as long as that one works and
+// has room; conferences over several bridges come with relays, so a second one is taken only when the
+// first is not usable any more.
+func Select(bridges []Bridge, r Request) (Choice, bool) {
+	var usable []Bridge
+	for _, b := range bridges {
+		if b.Failed || b.ShuttingDown || b.JID == r.Avoid {
+			continue
+		}
+		usable = append(usable, b)
+	}
+	for _, u := range r.Conference {
+		i := slices.IndexFunc(usable, func(b Bridge) bool { return b.JID == u.Bridge })
+		if i >= 0 {
+			return choice(usable[i], "conference is there"), true
+		}
+	}
+	usable = slices.DeleteFunc(usable, func(b Bridge) bool { return b.Graceful })
+	if len(usable) == 0 {
+		return Choice{}, false
+	}
+	slices.SortStableFunc(usable, func(a, b Bridge) int {
+		return cmp.Or(cmp.Compare(a.Stress, b.Stress), cmp.Compare(a.JID.String(), b.JID.String()))
+	})
+	rules := []struct {
+		reason string
+		fits   func(Bridge) bool
+	}{
+		{"least loaded in region", func(b Bridge) bool {
+			return !b.Draining && b.Stress < overloaded && r.Region != "" && b.Region == r.Region
+		}},
+		{"least loaded", func(b Bridge) bool { return !b.Draining && b.Stress < overloaded }},
+		{"all overloaded", func(b Bridge) bool { return !b.Draining }},
+		{"all draining", func(Bridge) bool { return true }},
+	}
+	for _, rule := range rules {
+		if i := slices.IndexFunc(usable, rule.fits); i >= 0 {
+			return choice(usable[i], rule.reason), true
+		}
+	}
+	return Choice{}, false
+}
+
+func choice(b Bridge, reason string) Choice { return Choice{b.JID, b.Region, reason} }
+
+// A Fleet is the registry of bridges. Its methods may be called from any goroutine and do not block.
+type Fleet struct {
+	mu      sync.Mutex
+	bridges map[jid.JID]*entry
+}
+
+type entry struct {
+	Bridge
+	reported       float64 // stress in the last presence
+	perParticipant float64
+	unhealthy      bool
+	failedUntil    time.Time
+	gracefulSaid   bool        // refused a request because of it
+	placed         []time.Time // endpoints placed within rampUp, oldest first
+}
+
+// New returns an empty fleet.
+func New() *Fleet { return &Fleet{bridges: map[jid.JID]*entry{}} }
+
+// Observe takes the stats of a bridge's presence in the brewery. It reports whether a bridge became
+// usable that was not, so that conferences without a bridge can be told.
+func (f *Fleet) Observe(now time.Time, bridge jid.JID, stats map[string]string) (appeared bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	e := f.bridges[bridge]
+	was := e != nil && e.usable(now)
+	if e == nil {
+		e = &entry{Bridge: Bridge{JID: bridge}}
+		f.bridges[bridge] = e
+	}
+	e.observe(stats)
+	return !was && e.usable(now)
+}
+
+// Lost forgets a bridge. It reports whether it was known.
+func (f *Fleet) Lost(bridge jid.JID) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	_, known := f.bridges[bridge]
+	delete(f.bridges, bridge)
+	return known
+}
+
+// Failed keeps a bridge out of the choice for a minute, or, when it refused because of its graceful
+// shutdown, for new conferences only, until its presence says otherwise.
+func (f *Fleet) Failed(now time.Time, bridge jid.JID, graceful bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	e := f.bridges[bridge]
+	switch {
+	case e == nil:
+	case graceful:
+		e.gracefulSaid = true
+	default:
+		e.failedUntil = now.Add(failureMemory)
+	}
+}
+
+// Select chooses a bridge for one endpoint and counts the endpoint there until presence can show it.
+func (f *Fleet) Select(now time.Time, r Request) (Choice, bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	c, ok := Select(f.snapshot(now), r)
+	if ok {
+		e := f.bridges[c.Bridge]
+		e.placed = append(e.placed, now)
+	}
+	return c, ok
+}
+
+// Bridges returns every known bridge as the selection sees it at now, ordered by JID.
+func (f *Fleet) Bridges(now time.Time) []Bridge {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.snapshot(now)
+}
+
+func (f *Fleet) snapshot(now time.Time) []Bridge {
+	all := make([]Bridge, 0, len(f.bridges))
+	for _, e := range f.bridges {
+		all = append(all, e.at(now))
+	}
+	slices.SortFunc(all, func(a, b Bridge) int { return cmp.Compare(a.JID.String(), b.JID.String()) })
+	return all
+}

@@ -1,0 +1,64 @@
+package fleet
+
+import (
+	"math"
+	"slices"
+	"strconv"
+	"time"
+)
+
+// observe takes what a presence says; what it does not say stays as it is. A bridge that never said
+// whether it drains is taken as draining (protocol notes 6.3).
+func (e *entry) observe(stats map[string]string) {
+	if v, ok := number(stats["stress_level"]); ok {
+		e.reported = v
+	}
+	if v, ok := number(stats["average_participant_stress"]); ok {
+		e.perParticipant = v
+	}
+	for key, field := range map[string]*string{"region": &e.Region, "relay_id": &e.RelayID, "version": &e.Version} {
+		if v, ok := stats[key]; ok {
+			*field = v
+		}
+	}
+	e.Draining = e.bool(stats, "drain", true)
+	e.ShuttingDown = e.bool(stats, "shutting_down", false)
+	e.Graceful = e.bool(stats, "graceful_shutdown", false) || e.bool(stats, "shutdown_in_progress", false)
+	e.unhealthy = !e.bool(stats, "healthy", true)
+	if !e.Graceful {
+		e.gracefulSaid = false
+	}
+}
+
+func (e *entry) bool(stats map[string]string, key string, absent bool) bool {
+	if v, ok := stats[key]; ok {
+		return v == "true"
+	}
+	return absent
+}
+
+// number reads a finite, non-negative number.
+func number(s string) (float64, bool) {
+	v, err := strconv.ParseFloat(s, 64)
+	return v, err == nil && v >= 0 && !math.IsInf(v, 0)
+}
+
+// at is the bridge as the selection sees it at now.
+func (e *entry) at(now time.Time) Bridge {
+	fresh, _ := slices.BinarySearchFunc(e.placed, now.Add(-rampUp), func(t, u time.Time) int { return t.Compare(u) })
+	e.placed = e.placed[fresh:]
+	each := e.perParticipant
+	if each == 0 {
+		each = defaultStress
+	}
+	b := e.Bridge
+	b.Stress = e.reported + each*float64(len(e.placed))
+	b.Failed = e.unhealthy || now.Before(e.failedUntil)
+	b.Graceful = b.Graceful || e.gracefulSaid
+	return b
+}
+
+func (e *entry) usable(now time.Time) bool {
+	b := e.at(now)
+	return !b.Failed && !b.ShuttingDown && !b.Graceful
+}
