@@ -1,0 +1,148 @@
+// One media session with a bridge: peer connection, bridge channel, and the sources the bridge maps for us.
+
+import { attr, child, children } from './xml';
+import { Mapping, Section, remoteOffer, sessionAccept, withSimulcast } from './sdp';
+
+/** Heights at which the camera is sent, lowest first, when it starts at 720 lines. */
+const ENCODINGS: RTCRtpEncodingParameters[] = [
+  { scaleResolutionDownBy: 4, maxBitrate: 200_000 },
+  { scaleResolutionDownBy: 2, maxBitrate: 500_000 },
+  { scaleResolutionDownBy: 1, maxBitrate: 1_500_000 },
+];
+
+export interface MediaHandler {
+  /** A remote track plays source of owner; the same track may later be handed to another source. */
+  track(mapping: Mapping, track: MediaStreamTrack): void;
+  dominant(endpoint: string): void;
+  connectivity(endpoint: string, active: boolean): void;
+  channelOpen(): void;
+}
+
+export class Media {
+  private readonly pc = new RTCPeerConnection();
+  private readonly layers = new Map<number, number[]>();
+  private sections: Section[] = [];
+  private readonly tracks = new Map<string, MediaStreamTrack>(); // by mid
+  private channel?: { send(text: string): void; close(): void };
+  private version = 1;
+  private work: Promise<void> = Promise.resolve();
+  private camera?: RTCRtpSender;
+
+  constructor(private readonly offer: Element, private readonly id: string, private readonly handler: MediaHandler) {
+    this.pc.ontrack = e => this.arrived(e);
+  }
+
+  /** Answers the offer with the local tracks and returns the session-accept. */
+  async accept(stream: MediaStream, responder: string): Promise<Element> {
+    this.openChannel();
+    for (const t of stream.getTracks()) {
+      const sender = this.pc.addTrack(t, stream);
+      if (t.kind === 'video') this.camera = sender;
+    }
+    await this.negotiate();
+    await this.layCamera();
+    return sessionAccept(this.offer, this.pc.localDescription!.sdp, this.id, responder);
+  }
+
+  close(): void {
+    this.channel?.close();
+    this.pc.close();
+  }
+
+  /** Tells the bridge how high each remote source is shown; sources that are not named get 180 lines. */
+  want(heights: Record<string, number>, onStage: string[]): void {
+    const constraints = Object.fromEntries(Object.entries(heights).map(([name, maxHeight]) => [name, { maxHeight }]));
+    this.tell({ colibriClass: 'ReceiverVideoConstraints', lastN: -1, onStageSources: onStage, defaultConstraints: { maxHeight: 180 }, constraints });
+  }
+
+  stats(): Promise<RTCStatsReport> { return this.pc.getStats(); }
+
+  /** One round of remote and local description; rounds are done one after the other. */
+  private async negotiate(): Promise<void> {
+    const sdp = remoteOffer(this.offer, this.sections, this.version++);
+    await this.pc.setRemoteDescription({ type: 'offer', sdp });
+    const answer = await this.pc.createAnswer();
+    await this.pc.setLocalDescription({ type: 'answer', sdp: 'chrome' in window ? withSimulcast(answer.sdp!, this.layers) : answer.sdp });
+  }
+
+  private async layCamera(): Promise<void> {
+    const parameters = this.camera?.getParameters();
+    if (parameters?.encodings.length !== ENCODINGS.length) return;
+    parameters.encodings.forEach((e, i) => Object.assign(e, ENCODINGS[i]));
+    await this.camera!.setParameters(parameters);
+  }
+
+  private arrived(e: RTCTrackEvent): void {
+    const mid = e.transceiver.mid!;
+    const section = this.sections.find(s => s.mid === mid);
+    if (!section) return;
+    this.tracks.set(mid, e.track);
+    this.handler.track(section.mapping, e.track);
+  }
+
+  private map(kind: 'audio' | 'video', mapped: Mapping[]): void {
+    this.work = this.work.then(async () => {
+      let fresh = false;
+      for (const mapping of mapped) {
+        const known = this.sections.find(s => s.mapping.ssrc === mapping.ssrc);
+        if (known) {
+          known.mapping = mapping;
+          const track = this.tracks.get(known.mid);
+          if (track) this.handler.track(mapping, track);
+          continue;
+        }
+        this.sections.push({ mid: mapping.mid || String(3 + this.sections.length), kind, mapping });
+        fresh = true;
+      }
+      if (fresh && this.pc.signalingState !== 'closed') await this.negotiate();
+    }).catch(e => console.error('plenum: remote sources could not be set up:', e));
+  }
+
+  /** The data channel where the offer has one, the WebSocket otherwise. */
+  private openChannel(): void {
+    const contents = children(this.offer, 'content');
+    if (contents.some(c => attr(c, 'name') === 'data')) {
+      const channel = this.pc.createDataChannel('JVB data channel', { protocol: 'http://jitsi.org/protocols/colibri' });
+      channel.onopen = () => this.opened(channel);
+      channel.onmessage = m => this.hear(m.data);
+      return;
+    }
+    const url = attr(child(child(contents[0], 'transport'), 'web-socket'), 'url');
+    if (!url) return;
+    const socket = new WebSocket(url);
+    socket.onopen = () => this.opened(socket);
+    socket.onmessage = m => this.hear(m.data);
+  }
+
+  private opened(channel: { send(text: string): void; close(): void }): void {
+    this.channel = channel;
+    if (this.camera) this.tell({ colibriClass: 'SourceVideoTypeMessage', sourceName: `${this.id}-v0`, videoType: 'camera' });
+    this.handler.channelOpen();
+  }
+
+  private tell(message: object): void { this.channel?.send(JSON.stringify(message)); }
+
+  private hear(text: string): void {
+    const m = JSON.parse(text);
+    switch (m.colibriClass) {
+      case 'AudioSourcesMap': return this.map('audio', m.mappedSources);
+      case 'VideoSourcesMap': return this.map('video', m.mappedSources);
+      case 'DominantSpeakerEndpointChangeEvent': return this.handler.dominant(m.dominantSpeakerEndpoint);
+      case 'EndpointConnectivityStatusChangeEvent': return this.handler.connectivity(m.endpoint, m.active === 'true');
+      case 'SenderSourceConstraints': return void this.limit(m.maxHeight);
+    }
+  }
+
+  /** Stops the encodings that nobody takes; -1 is no limit. */
+  private async limit(maxHeight: number): Promise<void> {
+    const parameters = this.camera?.getParameters();
+    if (!parameters?.encodings.length) return;
+    const height = this.camera!.track?.getSettings().height ?? 720;
+    let below = true; // the lowest encoding at or above the limit is still taken
+    parameters.encodings.forEach(e => {
+      e.active = maxHeight < 0 || (maxHeight > 0 && below);
+      if (height / (e.scaleResolutionDownBy ?? 1) >= maxHeight) below = false;
+    });
+    await this.camera!.setParameters(parameters);
+  }
+}
