@@ -1,0 +1,138 @@
+// Package conference is the media of one conference: who is in it, what each one sends, and who is to get it.
+// It takes decrypted packets, rewrites them for each receiver that wants them and hands them to that
+// receiver's Leg. It has no clock, no goroutine, no lock and no socket: one core goroutine owns a Conference,
+// its endpoints and everything below them, and passes the time in.
+package conference
+
+import (
+	"crypto/rand"
+	"io"
+	"iter"
+	"log/slog"
+	"time"
+
+	"plenum/bridge/allocate"
+	"plenum/bridge/speaker"
+)
+
+// An EndpointID names one participant in its conference, as signalled.
+type EndpointID string
+
+// An SSRC is a synchronisation source of RTP (RFC 3550 §3).
+type SSRC = uint32
+
+// A Leg is the way to one receiver. A transport implements it.
+type Leg interface {
+	// SendRTP seals header and payload, which are one RTP packet, and queues it. Both are borrowed for the call.
+	// It drops the packet when there is no connection yet.
+	SendRTP(header, payload []byte)
+	// SendRTCP seals and queues clear RTCP, borrowed for the call.
+	SendRTCP(compound []byte)
+}
+
+// Events is what clients are told beside media. It is called on the core's goroutine and must not block.
+// Slices are borrowed for the call.
+type Events interface {
+	VideoSourcesMap(to EndpointID, m []Mapping)
+	AudioSourcesMap(to EndpointID, m []Mapping)
+	ForwardedSources(to EndpointID, names []string)
+	SenderSourceConstraints(to EndpointID, source string, maxHeight int)
+	DominantSpeaker(to EndpointID, speaker EndpointID, previous []EndpointID, silence bool)
+	Connectivity(to, endpoint EndpointID, active bool)
+}
+
+// A Mapping says which source a receiver finds on an SSRC.
+type Mapping struct {
+	Source    string
+	Owner     EndpointID
+	SSRC, RTX SSRC
+	VideoType string // "CAMERA" or "DESKTOP"; empty for audio
+	MID       string // empty unless the receiver demultiplexes by mid
+}
+
+// Config is what a conference needs; Events is required.
+type Config struct {
+	Events Events
+	// AudioSSRC and VideoSSRC are the bridge's own sources (jvb-a0, jvb-v0), senders of its feedback.
+	AudioSSRC, VideoSSRC SSRC
+	// Log may be nil.
+	Log *slog.Logger
+	// Rand makes SSRCs; nil is crypto/rand.
+	Rand io.Reader
+	// AudioSlots and VideoSlots limit how many sources a rewriting receiver gets at a time. 0 is 50 each.
+	AudioSlots, VideoSlots int
+	// AudioHold is how long the first packets of a newly announced audio source wait, so that the client has
+	// applied the map before them. 0 is 200 ms.
+	AudioHold time.Duration
+}
+
+// A Conference holds the endpoints of one conference on this bridge.
+type Conference struct {
+	cfg   Config
+	log   *slog.Logger
+	stats Stats
+
+	endpoints map[EndpointID]*Endpoint
+	order     []*Endpoint        // in order of joining
+	sources   map[string]*source // by name
+
+	pending []*source // that got packets since the last Flush
+	heard   []*source // audio sources that receivers without a slot must look at
+
+	speech   speaker.Detector[EndpointID]
+	dominant EndpointID
+	spoken   []*Endpoint // all endpoints in speech order; rebuilt when stale
+
+	allocateStale bool // some input of allocation has changed
+	allocated     time.Time
+	scratch       scratch
+
+	lastMedia    time.Time
+	nextReports  time.Time
+	nextSpeaker  time.Time
+	nextPoll     time.Time
+	feedbackDues int
+}
+
+var _ = allocate.Allocate
+
+// New makes an empty conference.
+func New(cfg Config, now time.Time) *Conference {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Rand == nil {
+		cfg.Rand = rand.Reader
+	}
+	if cfg.AudioSlots <= 0 {
+		cfg.AudioSlots = 50
+	}
+	if cfg.VideoSlots <= 0 {
+		cfg.VideoSlots = 50
+	}
+	if cfg.AudioHold <= 0 {
+		cfg.AudioHold = 200 * time.Millisecond
+	}
+	return &Conference{
+		cfg: cfg, log: cfg.Log,
+		endpoints: map[EndpointID]*Endpoint{}, sources: map[string]*source{},
+		allocated: now,
+	}
+}
+
+// Endpoint returns the endpoint with that id, or nil.
+func (c *Conference) Endpoint(id EndpointID) *Endpoint { return c.endpoints[id] }
+
+// Len is the number of endpoints.
+func (c *Conference) Len() int { return len(c.order) }
+
+// Endpoints yields all endpoints in order of joining. The conference must not change meanwhile.
+func (c *Conference) Endpoints() iter.Seq[*Endpoint] {
+	return func(yield func(*Endpoint) bool) {
+		for _, e := range c.order {
+			if !yield(e) {
+				return
+			}
+		}
+	}
+}
