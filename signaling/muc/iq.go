@@ -1,0 +1,123 @@
+package muc
+
+import (
+	"strconv"
+
+	"plenum/wire/jid"
+	"plenum/wire/xmpp"
+)
+
+func (r *Room) onIQ(from Sender, to jid.JID, st *xmpp.Element) {
+	o := r.jids[from.JID]
+	switch nick := to.Resource(); {
+	case nick != "":
+		r.routeIQ(from, o, nick, st)
+	case !st.IsRequest():
+		// an answer to the room, which asks nothing
+	case r.ownerRequest(from, o, st), r.adminRequest(from, o, st):
+	case st.Child(xmpp.NSDisco, "query") != nil && st.Attr("type") == "get":
+		r.discoInfo(from, o, st)
+	case st.Child(xmpp.NSItems, "query") != nil && st.Attr("type") == "get":
+		r.discoItems(from, o, st)
+	case st.Child(xmpp.NSPing, "ping") != nil && o != nil:
+		r.answer(from.JID, xmpp.Result(st).SetAttr("to", from.JID.String()))
+	case o == nil:
+		r.refuse(from.JID, st, notAcceptable)
+	default:
+		r.refuse(from.JID, st, unavailable)
+	}
+}
+
+// signLen is the length of the signature in front of the id of an IQ that passes through the room.
+const signLen = 20
+
+// routeIQ passes an IQ from occupant to occupant.
+//
+// Ids are unique only to the connection that made them, and clients match answers by id alone (protocol
+// notes, rule 0.3). So a request gets a new id, in which the room signs who asked whom under which id; an
+// answer passes only if its id carries that signature. Nothing has to be remembered or to expire: nobody
+// can answer what it was not asked, however many requests are open.
+func (r *Room) routeIQ(from Sender, o *occupant, nick string, st *xmpp.Element) {
+	target := r.nicks[nick]
+	request := st.IsRequest()
+	switch {
+	case o == nil:
+		r.refuse(from.JID, st, notAcceptable)
+		return
+	case target == nil:
+		r.refuse(from.JID, st, noSuchItem)
+		return
+	case request && target == o && st.Child(xmpp.NSPing, "ping") != nil: // XEP-0410: am I still in?
+		r.answer(from.JID, xmpp.Result(st).SetAttr("to", from.JID.String()))
+		return
+	}
+	id := st.Attr("id")
+	switch t := st.Attr("type"); {
+	case request && id != "":
+		id = r.sign(signLen, "iq", o.JID.String(), target.JID.String(), id) + id
+	case (t == "result" || t == "error") && len(id) > signLen:
+		sign, original := id[:signLen], id[signLen:]
+		if sign != r.sign(signLen, "iq", target.JID.String(), o.JID.String(), original) {
+			return
+		}
+		id = original
+	default:
+		r.refuse(from.JID, st, badRequest)
+		return
+	}
+	out := st.Clone()
+	out.SetAttr("id", id).SetAttr("from", r.occupantAddress(o.nick)).SetAttr("to", target.JID.String())
+	r.send(target.self, &Stanza{Element: out})
+}
+
+// discoInfo describes the room to those who are in it (protocol notes, section 3.3-4). The client takes
+// the meeting's id, its start and the lock from here.
+func (r *Room) discoInfo(from Sender, o *occupant, st *xmpp.Element) {
+	if o == nil && !(r.cfg.Brewery && from.Service) {
+		r.refuse(from.JID, st, forbidden)
+		return
+	}
+	secured, open := "muc_unsecured", "muc_open"
+	if r.password != "" {
+		secured = "muc_passwordprotected"
+	}
+	if r.membersOnly {
+		open = "muc_membersonly"
+	}
+	q := xmpp.New(xmpp.NSDisco, "query", "node", st.Child(xmpp.NSDisco, "query").Attr("node"))
+	q.Add(xmpp.New(xmpp.NSDisco, "identity", "category", "conference", "type", "text"))
+	for _, f := range []string{nsMUC, secured, open, "muc_hidden", "muc_nonanonymous", "muc_temporary", "muc_unmoderated",
+		nsMUC + "#stable_id", nsMUC + "#self-ping-optimization", nsOccupantID} {
+		q.Add(xmpp.New(xmpp.NSDisco, "feature", "var", f))
+	}
+	form := xmpp.New(nsData, "x", "type", "result").Add(field("FORM_TYPE", "hidden", nsRoomInfo))
+	if !r.created.IsZero() {
+		form.Add(field("muc#roominfo_created_timestamp", "text-single", strconv.FormatInt(r.created.UnixMilli(), 10)))
+	}
+	form.Add(
+		field("muc#roominfo_occupants", "text-single", strconv.Itoa(len(r.order))),
+		field("muc#roominfo_meetingId", "text-single", r.cfg.MeetingID),
+		field("muc#roomconfig_roomname", "text-single", r.cfg.JID.Local()),
+		field("muc#roomconfig_changesubject", "boolean", "0"),
+	)
+	r.answer(from.JID, xmpp.Result(st, q.Add(form)).SetAttr("to", from.JID.String()))
+}
+
+// discoItems lists nobody: rooms hide who is in them, and those inside know it from presence.
+func (r *Room) discoItems(from Sender, o *occupant, st *xmpp.Element) {
+	if o == nil {
+		r.refuse(from.JID, st, forbidden)
+		return
+	}
+	r.answer(from.JID, xmpp.Result(st, xmpp.New(xmpp.NSItems, "query")).SetAttr("to", from.JID.String()))
+}
+
+// field makes one field of a data form (XEP-0004).
+func field(name, typ, value string, options ...*xmpp.Element) *xmpp.Element {
+	f := xmpp.New(nsData, "field", "type", typ, "var", name).Add(options...)
+	return f.Add(xmpp.New(nsData, "value").AddText(value))
+}
+
+func option(value string) *xmpp.Element {
+	return xmpp.New(nsData, "option").Add(xmpp.New(nsData, "value").AddText(value))
+}

@@ -1,0 +1,121 @@
+package muc
+
+import (
+	"bytes"
+	"encoding/json"
+	"slices"
+
+	"plenum/wire/xmpp"
+)
+
+// reserved are the metadata keys that only the server sets (protocol notes, section 3.10).
+var reserved = []string{"allownersEnabled", "asyncTranscription", "audioTranslationRequests", "conferencePresetsServiceEnabled",
+	"dialinEnabled", "moderators", "participants", "participantsSoftLimit", "services", "transcriberType", "transcription", "visitorsEnabled"}
+
+// onMetadata takes a moderator's change of one key. Everybody gets the whole object after each change.
+func (r *Room) onMetadata(from Sender, st *xmpp.Element) {
+	x := st.Child(nsMeet, "room_metadata")
+	if o := r.jids[from.JID]; x == nil || o == nil || o.affiliation != Owner {
+		r.refuse(from.JID, st, unavailable) // as recorded: without a reason
+		return
+	}
+	var change struct {
+		Key  string          `json:"key"`
+		Data json.RawMessage `json:"data"`
+	}
+	err := json.Unmarshal([]byte(x.Text()), &change)
+	if err != nil || change.Key == "" || slices.Contains(reserved, change.Key) {
+		r.refuse(from.JID, st, unavailable)
+		return
+	}
+	var data bytes.Buffer
+	if len(change.Data) > 0 && json.Compact(&data, change.Data) != nil {
+		r.refuse(from.JID, st, unavailable)
+		return
+	}
+	if !r.setMetadata(change.Key, data.Bytes()) {
+		r.refuse(from.JID, st, tooLarge)
+	}
+}
+
+// startMuted takes the legacy start-muted policy from a moderator's presence into the metadata. A client
+// says it both ways; the second one changes nothing and is not pushed again (traces, 74.9 s).
+func (r *Room) startMuted(o *occupant) {
+	if r.cfg.Metadata.IsZero() || o.affiliation != Owner {
+		return
+	}
+	i := slices.IndexFunc(o.children, func(c *xmpp.Element) bool { return c.Is(nsStartMuted, "startmuted") })
+	if i < 0 {
+		return
+	}
+	c := o.children[i]
+	policy, _ := json.Marshal(struct { // cannot fail
+		Audio bool `json:"audio"`
+		Video bool `json:"video"`
+	}{c.Attr("audio") == "true", c.Attr("video") == "true"})
+	if o.muted == string(policy) {
+		return // an old presence repeated must not undo what came since
+	}
+	o.muted = string(policy)
+	r.setMetadata("startMuted", policy)
+}
+
+// setMetadata changes one key; no data or null removes it. It reports false when the room's metadata
+// would be too large.
+func (r *Room) setMetadata(key string, data json.RawMessage) bool {
+	old, had := r.metadata[key]
+	remove := len(data) == 0 || string(data) == "null"
+	switch {
+	case remove && !had, had && string(old) == string(data):
+		return true
+	case remove:
+		delete(r.metadata, key)
+	default:
+		r.metadata[key] = data
+		size := 0
+		for k, v := range r.metadata {
+			size += len(k) + len(v)
+		}
+		if size > r.cfg.MaxMetadataBytes || len(r.metadata) > maxMetadataKeys {
+			if delete(r.metadata, key); had {
+				r.metadata[key] = old
+			}
+			return false
+		}
+	}
+	r.send(r.everybody, r.metadataMessage(r.metadataJSON(nil)))
+	r.out.Events = append(r.out.Events, Event{Kind: Metadata, Data: r.metadataJSON(nil)})
+	return true
+}
+
+// sendMetadata pushes the metadata to one who has just come, with the servers that only joiners get.
+func (r *Room) sendMetadata(o *occupant) {
+	if r.cfg.Metadata.IsZero() {
+		return
+	}
+	m := r.metadataMessage(r.metadataJSON(r.cfg.Services))
+	m.Element.SetAttr("to", o.JID.String())
+	r.send(o.self, m)
+}
+
+func (r *Room) metadataJSON(services json.RawMessage) json.RawMessage {
+	all := r.metadata
+	if services != nil {
+		all = make(map[string]json.RawMessage, len(r.metadata)+1)
+		for k, v := range r.metadata {
+			all[k] = v
+		}
+		all["services"] = services
+	}
+	b, err := json.Marshal(all) // keys sorted
+	if err != nil {
+		return json.RawMessage("{}") // each value has been parsed; only Services can be at fault
+	}
+	return b
+}
+
+func (r *Room) metadataMessage(data json.RawMessage) *Stanza {
+	text := `{"type":"room_metadata","metadata":` + string(data) + `}`
+	return &Stanza{Element: xmpp.Message("", "", r.cfg.Metadata.String(), "",
+		xmpp.New(nsMeet, "json-message", "room", r.cfg.JID.String()).AddText(text))}
+}
