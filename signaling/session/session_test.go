@@ -1,0 +1,474 @@
+package session
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/gorilla/websocket"
+	"go.uber.org/goleak"
+
+	"plenum/wire/xmpp"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// The login of the real client, from the recorded trace (real stack, part A, 0.873 to 1.026).
+func TestGuestLogin(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b := newBed(t)
+		b.h.open = func(s *Session) {
+			s.Send(xmpp.NewFrame(xmpp.Message("", "push", "localhost", s.JID().String())))
+		}
+		c := b.dial("?room=golden&prefix=school")
+		c.login()
+		c.send(bindIn)
+		c.want(`<message xmlns='jabber:client' id='push' from='localhost' to='UUID@localhost/TOKEN'/>`)
+		c.want(`<iq xmlns='jabber:client' type='result' id='_bind_auth_2'><bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'><jid xmlns='urn:ietf:params:xml:ns:xmpp-bind'>UUID@localhost/TOKEN</jid></bind></iq>`)
+		c.send(`<iq id="_session_auth_2" type="set" xmlns="jabber:client"><session xmlns="urn:ietf:params:xml:ns:xmpp-session"/></iq>`)
+		c.want(`<iq xmlns='jabber:client' type='result' id='_session_auth_2' to='UUID@localhost/TOKEN'/>`)
+		c.send(enableIn)
+		c.want(`<enabled xmlns='urn:xmpp:sm:3' id='TOKEN' resume='true' max='60'/>`)
+		c.send(`<presence id='p' from='somebody@else/x' xmlns='jabber:client'/>`)
+		c.send(askIn)
+		c.want(`<a xmlns='urn:xmpp:sm:3' h='1'/>`)
+		s := b.h.session()
+		if s.Room() != "golden" || s.Prefix() != "school" || s.Account() != "" || s.Region() != "" {
+			t.Errorf("session %+v", s.id)
+		}
+		if got := b.h.take(); got != "opened; presence p" {
+			t.Errorf("events: %s", got)
+		}
+		if b.srv.Session(s.JID()) != s || !b.srv.Deliver(s.JID(), message("x")) {
+			t.Error("not in the table")
+		}
+		c.want(`<message xmlns='jabber:client' id='x'/>`)
+		c.send(`<close xmlns="urn:ietf:params:xml:ns:xmpp-framing" />`)
+		if got, code := c.ended(); fmt.Sprint(got) != "["+closeFrame+"]" || code != 1000 {
+			t.Errorf("at the end: %s %d", got, code)
+		}
+		<-s.done
+		if got := b.h.take(); got != "closed" {
+			t.Errorf("events: %s", got)
+		}
+		if b.srv.Deliver(s.JID(), message("x")) || s.Send(message("y")) {
+			t.Error("delivered to a session that has ended")
+		}
+	})
+}
+
+func TestFromIsTheSender(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b := newBed(t)
+		from := make(chan string, 1)
+		b.h.stanza = func(s *Session, el *xmpp.Element) { from <- el.Attr("from") }
+		c := b.dial("")
+		c.join()
+		c.send(`<message from='somebody@else/x' xmlns='jabber:client'/>`)
+		if got, want := <-from, b.h.session().JID().String(); got != want {
+			t.Errorf("from %s, want %s", got, want)
+		}
+	})
+}
+
+// A WebSocket is cut, stanzas come meanwhile, the client resumes: each is seen once, in order.
+func TestResume(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b := newBed(t)
+		c := b.dial("?room=r")
+		token := c.join()
+		s := b.h.session()
+		for i := range 3 {
+			s.Send(message(fmt.Sprint("seen", i)))
+			c.want(fmt.Sprintf(`<message xmlns='jabber:client' id='seen%d'/>`, i))
+		}
+		c.send(`<presence id='p1' xmlns='jabber:client'/>`)
+		c.send(`<presence id='p2' xmlns='jabber:client'/>`)
+		synctest.Wait()
+		c.raw.Close()
+		time.Sleep(50 * time.Second)
+		if !s.Hibernating() || b.h.take() != "opened; presence p1; presence p2" {
+			t.Fatal("does not hibernate")
+		}
+		for i := range 7 {
+			s.Send(message(fmt.Sprint("gap", i)))
+		}
+
+		c = b.dial("?room=r&previd=" + token)
+		c.login()
+		c.send(`<resume h="2" previd="` + token + `" xmlns="urn:xmpp:sm:3"/>`) // of three
+		c.want(`<resumed xmlns='urn:xmpp:sm:3' previd='TOKEN' h='2'/>`)
+		c.want(`<message xmlns='jabber:client' id='seen2'/>`)
+		for i := range 7 {
+			c.want(fmt.Sprintf(`<message xmlns='jabber:client' id='gap%d'/>`, i))
+		}
+		c.want(`<r xmlns='urn:xmpp:sm:3'/>`)
+		c.send(`<a h="10" xmlns="urn:xmpp:sm:3"/>`)
+		c.send(`<message id='later' xmlns='jabber:client'/>`)
+		c.send(askIn)
+		c.want(`<a xmlns='urn:xmpp:sm:3' h='3'/>`)
+		if got := b.h.take(); got != "resumed; message later" {
+			t.Errorf("events: %s", got)
+		}
+		if s.out.len() != 0 || s.out.bytes != 0 {
+			t.Errorf("%d frames, %d bytes kept after everything was acknowledged", s.out.len(), s.out.bytes)
+		}
+		time.Sleep(5 * time.Minute) // the first timer must not matter any more; the client answers probes
+	})
+}
+
+// A client that noticed a dead path before we did resumes while its old socket still looks alive.
+func TestResumeReplacesLiveSocket(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b := newBed(t)
+		old := b.dial("")
+		token := old.join()
+		s := b.h.session()
+		address := s.JID()
+		c := b.dial("?previd=" + token)
+		c.login()
+		c.send(`<resume h="0" previd="` + token + `" xmlns="urn:xmpp:sm:3"/>`)
+		c.want(`<resumed xmlns='urn:xmpp:sm:3' previd='TOKEN' h='0'/>`)
+		if _, code := old.ended(); code != 0 && code != websocket.CloseAbnormalClosure {
+			t.Errorf("old socket: code %d", code)
+		}
+		s.Send(message("x"))
+		c.want(`<message xmlns='jabber:client' id='x'/>`)
+		if b.srv.Session(address) != s {
+			t.Error("address changed")
+		}
+		if got := b.h.take(); got != "opened; resumed" {
+			t.Errorf("events: %s", got)
+		}
+	})
+}
+
+func TestResumeFails(t *testing.T) {
+	const failed = `<failed xmlns='urn:xmpp:sm:3'><item-not-found xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/></failed>`
+	bubble(t, func(t *testing.T) {
+		b := newBed(t)
+		c := b.dial("")
+		token := c.join()
+		s := b.h.session()
+		c.raw.Close()
+		time.Sleep(61 * time.Second)
+		<-s.done
+		if got := b.h.take(); got != "opened; closed" {
+			t.Errorf("events: %s", got)
+		}
+		c = b.dial("?previd=" + token)
+		c.login()
+		c.send(`<resume h="0" previd="` + token + `" xmlns="urn:xmpp:sm:3"/>`)
+		c.want(failed)
+		c.send(bindIn) // Smack binds after a failure
+		c.want(`<iq xmlns='jabber:client' type='result' id='_bind_auth_2'><bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'><jid xmlns='urn:ietf:params:xml:ns:xmpp-bind'>UUID@localhost/TOKEN</jid></bind></iq>`)
+
+		// Somebody else's token without being that guest, and a count of what was never sent.
+		c.send(enableIn)
+		token = hexadecimal.FindString(c.recv())
+		thief := b.dial("")
+		thief.login()
+		thief.send(`<resume h="0" previd="` + token + `" xmlns="urn:xmpp:sm:3"/>`)
+		thief.want(failed)
+		liar := b.dial("?previd=" + token)
+		liar.login()
+		s = b.h.session()
+		liar.send(`<resume h="7" previd="` + token + `" xmlns="urn:xmpp:sm:3"/>`)
+		liar.want(failed)
+		<-s.done
+		if got := b.h.take(); got != "opened; closed" {
+			t.Errorf("events: %s", got)
+		}
+	})
+}
+
+func TestHowSocketsEnd(t *testing.T) {
+	closeWith := func(code int) func(*client) {
+		return func(c *client) {
+			c.ws.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(code, ""), time.Time{})
+		}
+	}
+	for _, tt := range []struct {
+		name  string
+		end   func(*client)
+		alive bool // hibernates
+	}{
+		{"page closed", closeWith(websocket.CloseGoingAway), false},
+		{"closed normally", closeWith(websocket.CloseNormalClosure), false},
+		{"close element", func(c *client) { c.send(closeFrame) }, false},
+		{"given up by the library in order to resume", closeWith(websocket.CloseNoStatusReceived), true},
+		{"cut", func(c *client) { c.raw.Close() }, true},
+		{"bad XML", func(c *client) { c.send("<iq") }, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				b := newBed(t)
+				c := b.dial("")
+				c.join()
+				s := b.h.session()
+				tt.end(c)
+				go c.ended()
+				time.Sleep(2 * time.Second)
+				if got := b.srv.Session(s.JID()) != nil; got != tt.alive {
+					t.Errorf("alive %v", got)
+				}
+				time.Sleep(59 * time.Second)
+				if b.srv.Session(s.JID()) != nil {
+					t.Error("alive after a minute")
+				}
+			})
+		})
+	}
+}
+
+func TestNoResumptionWithoutStreamManagement(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b := newBed(t)
+		c := b.dial("")
+		c.login()
+		c.send(bindIn)
+		c.recv()
+		s := b.h.session()
+		c.raw.Close()
+		<-s.done
+	})
+}
+
+// Bad input is told what it is, and nobody else notices.
+func TestBadInput(t *testing.T) {
+	deep := strings.Repeat("<a>", 100) + strings.Repeat("</a>", 100)
+	for _, tt := range []struct {
+		name, in, condition string
+		bound               bool
+	}{
+		{"stanza before auth", `<message xmlns='jabber:client'/>`, "not-authorized", false},
+		{"junk before auth", `<x xmlns='y'/>`, "unsupported-stanza-type", false},
+		{"oversized before auth", `<x>` + strings.Repeat("x", 70<<10) + `</x>`, "policy-violation", false},
+		{"resume before auth", `<resume h="0" previd="x" xmlns="urn:xmpp:sm:3"/>`, "unsupported-stanza-type", false},
+		{"oversized", `<message xmlns='jabber:client'>` + strings.Repeat("x", 70<<10) + `</message>`, "policy-violation", true},
+		{"deep", `<message xmlns='jabber:client'>` + deep + `</message>`, "policy-violation", true},
+		{"doctype", `<!DOCTYPE x [<!ENTITY a "b">]><message/>`, "restricted-xml", true},
+		{"entity", `<message xmlns='jabber:client'>&lol;</message>`, "restricted-xml", true},
+		{"comment", `<message xmlns='jabber:client'><!-- x --></message>`, "restricted-xml", true},
+		{"half", `<message xmlns='jabber:client'`, "not-well-formed", true},
+		{"two in one", `<message xmlns='jabber:client'/><message/>`, "not-well-formed", true},
+		{"no stanza", `<open xmlns='urn:ietf:params:xml:ns:xmpp-framing'/>`, "unsupported-stanza-type", true},
+		{"bad count", `<a h='-1' xmlns='urn:xmpp:sm:3'/>`, "bad-format", true},
+		{"count of what was never sent", `<a h='9' xmlns='urn:xmpp:sm:3'/>`, "undefined-condition", true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				b := newBed(t)
+				other := b.dial("")
+				other.join()
+				witness := b.h.session()
+				c := b.dial("")
+				if tt.bound {
+					c.join()
+				} else {
+					c.send(openIn)
+					c.recv()
+					c.recv()
+				}
+				go func() { c.ws.WriteMessage(websocket.TextMessage, []byte(tt.in)) }()
+				got, _ := c.ended()
+				want := []string{fmt.Sprintf(streamError_, tt.condition), closeFrame}
+				if fmt.Sprint(got) != fmt.Sprint(want) {
+					t.Errorf("got  %s\nwant %s", got, want)
+				}
+				witness.Send(message("fine"))
+				other.want(`<message xmlns='jabber:client' id='fine'/>`)
+				synctest.Wait()
+				if n := b.srv.Stats().Sessions; n != 1 {
+					t.Errorf("%d sessions left", n)
+				}
+			})
+		})
+	}
+}
+
+// A client that reads nothing costs bounded memory and is cut; Send never waits for it.
+func TestClientThatReadsNothing(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b := newBed(t, func(c *Config) { c.QueueFrames = 1000 })
+		c := b.dial("")
+		c.join()
+		s := b.h.session()
+		n := 0
+		for s.Send(message("x")) {
+			if n++; n > 2000 {
+				t.Fatal("the queue has no end")
+			}
+		}
+		<-s.done
+		if n < 1000 || b.srv.Stats().Overflows != 1 || s.out.frames != nil {
+			t.Errorf("%d frames taken, %+v", n, b.srv.Stats())
+		}
+	})
+	bubble(t, func(t *testing.T) { // few stanzas: the socket counts as dead and the session hibernates
+		b := newBed(t)
+		c := b.dial("")
+		c.join()
+		s := b.h.session()
+		s.Send(message("x"))
+		time.Sleep(14 * time.Second)
+		if s.Hibernating() {
+			t.Error("too early")
+		}
+		time.Sleep(2 * time.Second)
+		if !s.Hibernating() {
+			t.Error("a socket that takes nothing is still in use")
+		}
+	})
+}
+
+// A client that reads, but acknowledges nothing, costs bounded memory too.
+func TestClientThatAcknowledgesNothing(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b := newBed(t, func(c *Config) { c.QueueBytes = 10000 })
+		c := b.dial("")
+		c.join()
+		go c.ended()
+		s := b.h.session()
+		for s.Send(message("x")) {
+			synctest.Wait()
+		}
+		<-s.done
+	})
+}
+
+// A flood is read at its rate, and delays only its sender.
+func TestFlood(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b := newBed(t)
+		fast, slow := 0, 0
+		first := ""
+		b.h.stanza = func(s *Session, _ *xmpp.Element) {
+			if s.JID().String() == first {
+				fast++
+			} else {
+				slow++
+			}
+		}
+		flooder := b.dial("")
+		flooder.join()
+		first = b.h.session().JID().String()
+		other := b.dial("")
+		other.join()
+		presence := `<presence xmlns='jabber:client'>` + strings.Repeat("x", 900) + `</presence>`
+		go func() {
+			for flooder.ws.WriteMessage(websocket.TextMessage, []byte(presence)) == nil {
+			}
+		}()
+		start := time.Now()
+		for range 100 { // ten a second for ten seconds, as many as a client under AV moderation sends
+			other.send(presence)
+			time.Sleep(100 * time.Millisecond)
+		}
+		if d := time.Since(start); d > 11*time.Second {
+			t.Errorf("the other client was held up: %v", d)
+		}
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if limit := (256 + 70*32 + 64) << 10 / len(presence); fast > limit || fast < 1000 || slow != 100 {
+			t.Errorf("%d stanzas of the flooder handled in 70 s, at most %d wanted; %d of the other", fast, limit, slow)
+		}
+		if b.srv.Stats().Throttled == 0 {
+			t.Error("not counted")
+		}
+		flooder.raw.Close()
+	})
+}
+
+func TestSilentSocketIsDead(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b := newBed(t)
+		c := b.dial("")
+		c.join()
+		s := b.h.session()
+		pings := 0
+		c.ws.SetPingHandler(func(string) error { pings++; return nil })
+		go c.ended()
+		time.Sleep(29 * time.Second)
+		if s.Hibernating() || pings != 1 {
+			t.Errorf("after 29 s: hibernating %v, %d pings", s.Hibernating(), pings)
+		}
+		time.Sleep(2 * time.Second)
+		if !s.Hibernating() {
+			t.Error("still in use after 31 s of silence")
+		}
+	})
+	bubble(t, func(t *testing.T) { // one that answers, as every browser does, stays
+		b := newBed(t)
+		c := b.dial("")
+		c.join()
+		go c.ended()
+		time.Sleep(10 * time.Minute)
+		if b.h.session().Hibernating() {
+			t.Error("a quiet client was cut")
+		}
+		c.raw.Close()
+	})
+}
+
+func TestHalfOpen(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b := newBed(t, func(c *Config) { c.HalfOpenPerAddress = 1000; c.HalfOpen = 2000 })
+		// A school: a thousand connect before the first of them says anything, and all get in.
+		school := make([]*client, 1000)
+		for i := range school {
+			school[i] = b.dial("?room=class")
+		}
+		_, resp, err := b.tryDial("")
+		if err == nil || resp == nil || resp.StatusCode != http.StatusServiceUnavailable || resp.Header.Get("Retry-After") == "" {
+			t.Errorf("one too many: %v %v", err, resp)
+		}
+		for _, c := range school {
+			c.join()
+		}
+		if st := b.srv.Stats(); st.Sessions != 1000 || st.HalfOpen != 0 || st.Refused != 1 {
+			t.Errorf("%+v", st)
+		}
+		// Somebody who connects and says nothing is gone after a while, and was not in anybody's way.
+		for range 1000 {
+			b.dial("")
+		}
+		time.Sleep(16 * time.Second)
+		if n := b.srv.Stats().HalfOpen; n != 0 {
+			t.Errorf("%d half open after the time for logging in", n)
+		}
+		b.dial("").join()
+		for _, c := range school {
+			c.raw.Close()
+		}
+	})
+}
+
+func TestServerCloses(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b := newBed(t)
+		c := b.dial("")
+		c.join()
+		half := b.dial("")
+		got := make(chan []string, 1)
+		go func() { m, _ := c.ended(); got <- m }()
+		go half.ended()
+		start := time.Now()
+		b.srv.Close(t.Context())
+		if d := time.Since(start); d > 2*time.Second {
+			t.Errorf("closing took %v", d)
+		}
+		if m := <-got; fmt.Sprint(m) != fmt.Sprint([]string{fmt.Sprintf(streamError_, "system-shutdown"), closeFrame}) {
+			t.Errorf("client was told %s", m)
+		}
+		if got := b.h.take(); got != "opened; closed" {
+			t.Errorf("events: %s", got)
+		}
+		if _, _, err := b.tryDial(""); err == nil {
+			t.Error("connected to a closed server")
+		}
+	})
+}

@@ -1,0 +1,190 @@
+package session
+
+import (
+	"errors"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"plenum/wire/xmpp"
+)
+
+// A socket is one connection, WebSocket or TCP, as elements. Reading belongs to one goroutine, writing to
+// another; deadlines and close may come from anywhere.
+type socket interface {
+	// open waits for the beginning of a stream and returns its "to".
+	open() (to string, err error)
+	// read returns the next element and how much it cost in bytes.
+	read() (*xmpp.Element, int, error)
+	// write writes what the append methods made.
+	write([]byte) error
+	net() net.Conn
+	secure() bool // nobody can read along: TLS, loopback, or an edge in front
+
+	frame(dst, element []byte) []byte             // one element
+	header(dst []byte, from, id string) []byte    // the beginning of our stream
+	farewell(dst []byte, condition string) []byte // a stream error, if there is a condition, and the end
+	probe(dst []byte) []byte                      // something that a dead connection cannot take
+	probes() bool                                 // whether the peer answers a probe
+	startTLS() error                              // after <proceed/>; TCP only
+	offersTLS() (offered, required bool)
+}
+
+// How a socket ended. errBye ends the session at once, a streamError too; any other error leaves it
+// hibernating.
+var (
+	errBye     = errors.New("closed by peer")
+	errReplace = errors.New("replaced by another socket")
+)
+
+// A streamError is a condition that the peer is told before its socket is closed (RFC 6120, 4.9.3).
+type streamError string
+
+func (e streamError) Error() string { return "stream error " + string(e) }
+
+// condition says what a peer that sent bad XML is told; other errors are returned as they are.
+func condition(err error) error {
+	switch {
+	case errors.Is(err, xmpp.ErrTooLarge), errors.Is(err, xmpp.ErrTooDeep):
+		return streamError("policy-violation")
+	case errors.Is(err, xmpp.ErrForbidden):
+		return streamError("restricted-xml")
+	case errors.Is(err, xmpp.ErrSyntax):
+		return streamError("not-well-formed")
+	}
+	return err
+}
+
+func appendStreamError(dst []byte, condition string) []byte {
+	return xmpp.New(xmpp.NSStream, "error").Add(xmpp.New(xmpp.NSStreams, condition)).Append(dst)
+}
+
+// A conn is one socket with what its two goroutines share.
+type conn struct {
+	srv    *Server
+	sock   socket
+	id     Identity // without address and account before the login
+	previd string   // resumption token from the URL
+	bucket bucket   // reader's
+
+	heard  atomic.Int64  // when something last arrived, in nanoseconds
+	wake   chan struct{} // there is something to write, or to look at
+	called chan struct{} // the owner has something to look at
+	dead   chan struct{} // closed by kill
+	once   sync.Once
+	left   chan struct{} // closed when the owning goroutine has given its session away
+}
+
+func newConn(srv *Server, sock socket) *conn {
+	return &conn{srv: srv, sock: sock,
+		wake: make(chan struct{}, 1), called: make(chan struct{}, 1),
+		dead: make(chan struct{}), left: make(chan struct{})}
+}
+
+// kill closes the socket; both goroutines notice.
+func (c *conn) kill() {
+	c.once.Do(func() {
+		close(c.dead)
+		c.sock.net().Close()
+	})
+}
+
+// hurry gives the peer a second to take the last bytes.
+func (c *conn) hurry() { c.sock.net().SetWriteDeadline(time.Now().Add(time.Second)) }
+
+func (c *conn) wakeWriter() { signal(c.wake) }
+
+// call makes the goroutine that owns a hibernating session look at it.
+func (c *conn) call() { signal(c.called) }
+
+func signal(ch chan struct{}) {
+	select {
+	case ch <- struct{}{}:
+	default:
+	}
+}
+
+// read returns the next element; it waits where the peer sends more than its rate.
+func (c *conn) read() (*xmpp.Element, error) {
+	el, n, err := c.sock.read()
+	if err != nil {
+		return nil, condition(err)
+	}
+	now := time.Now()
+	c.heard.Store(now.UnixNano())
+	if wait := c.bucket.take(now, max(n, minCost)); wait > 0 {
+		c.srv.throttled.Add(1)
+		t := time.NewTimer(wait)
+		defer t.Stop()
+		select {
+		case <-t.C:
+		case <-c.dead:
+			return nil, net.ErrClosed
+		}
+	}
+	return el, nil
+}
+
+// say writes elements in the time before there is a writer.
+func (c *conn) say(elements ...[]byte) error {
+	var b []byte
+	for _, e := range elements {
+		b = c.sock.frame(b, e)
+	}
+	return c.sock.write(b)
+}
+
+// batches are the buffers that writers gather in; idle sessions hold none.
+var batches = sync.Pool{New: func() any { b := make([]byte, 0, 4<<10); return &b }}
+
+// write is the writer of s on c. It ends when c is dead, and kills c when the peer does not take what it
+// is given or has been silent for too long.
+func (s *Session) write(c *conn) {
+	defer c.kill()
+	silence := s.srv.cfg.Silence
+	probe := time.NewTimer(silence)
+	defer probe.Stop()
+	for {
+		select {
+		case <-c.dead:
+			return
+		case <-probe.C:
+			quiet := time.Since(time.Unix(0, c.heard.Load()))
+			if quiet >= 2*silence {
+				return
+			}
+			if quiet < silence {
+				probe.Reset(silence - quiet)
+				continue
+			}
+			s.mu.Lock()
+			s.out.probe = true
+			s.mu.Unlock()
+			probe.Reset(2*silence - quiet)
+		case <-c.wake:
+		}
+		for more := true; more; {
+			buf := batches.Get().(*[]byte)
+			s.mu.Lock()
+			b, last := s.out.take((*buf)[:0], c.sock, s.in)
+			more = !s.out.idle()
+			if !s.out.finished { // otherwise see hurry
+				c.sock.net().SetWriteDeadline(time.Now().Add(s.srv.cfg.WriteTimeout))
+			}
+			s.mu.Unlock()
+			if len(b) > 0 {
+				if err := c.sock.write(b); err != nil {
+					return
+				}
+			}
+			if cap(b) <= 2*batchBytes {
+				*buf = b
+				batches.Put(buf)
+			}
+			if last {
+				return
+			}
+		}
+	}
+}
