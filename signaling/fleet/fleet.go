@@ -8,16 +8,16 @@ import (
 	"sync"
 	"time"
 
+	"plenum/wire/colibri"
 	"plenum/wire/jid"
 )
 
 // Numbers of Jicofo's selector (protocol notes 6.3).
 const (
-	overloaded     = 0.8              // stress from which a bridge is chosen only when nothing else is left
-	rampUp         = 20 * time.Second // how long a placed endpoint is counted before presence shows it
-	defaultStress  = 0.01             // of one participant, unless the bridge says otherwise
-	failureMemory  = time.Minute      // how long a failed bridge is left alone
-	defaultPerRoom = 80               // endpoints of one conference on one bridge
+	overloaded    = 0.8              // stress from which a bridge is chosen only when nothing else is left
+	rampUp        = 20 * time.Second // how long a placed endpoint is counted before presence shows it
+	defaultStress = 0.01             // of one participant, unless the bridge says otherwise
+	failureMemory = time.Minute      // how long a failed bridge is left alone
 )
 
 // A Bridge is one bridge as the selection sees it.
@@ -123,7 +123,7 @@ func New() *Fleet { return &Fleet{bridges: map[jid.JID]*entry{}} }
 
 // Observe takes the stats of a bridge's presence in the brewery. It reports whether a bridge became
 // usable that was not, so that conferences without a bridge can be told.
-func (f *Fleet) Observe(now time.Time, bridge jid.JID, stats map[string]string) (appeared bool) {
+func (f *Fleet) Observe(now time.Time, bridge jid.JID, stats colibri.Stats) (appeared bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	e := f.bridges[bridge]

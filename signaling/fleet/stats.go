@@ -5,33 +5,35 @@ import (
 	"slices"
 	"strconv"
 	"time"
+
+	"plenum/wire/colibri"
 )
 
 // observe takes what a presence says; what it does not say stays as it is. A bridge that never said
 // whether it drains is taken as draining (protocol notes 6.3).
-func (e *entry) observe(stats map[string]string) {
-	if v, ok := number(stats["stress_level"]); ok {
+func (e *entry) observe(stats colibri.Stats) {
+	if v, ok := number(stats.Value("stress_level")); ok {
 		e.reported = v
 	}
-	if v, ok := number(stats["average_participant_stress"]); ok {
+	if v, ok := number(stats.Value("average_participant_stress")); ok {
 		e.perParticipant = v
 	}
 	for key, field := range map[string]*string{"region": &e.Region, "relay_id": &e.RelayID, "version": &e.Version} {
-		if v, ok := stats[key]; ok {
+		if v := stats.Value(key); v != "" {
 			*field = v
 		}
 	}
-	e.Draining = e.bool(stats, "drain", true)
-	e.ShuttingDown = e.bool(stats, "shutting_down", false)
-	e.Graceful = e.bool(stats, "graceful_shutdown", false) || e.bool(stats, "shutdown_in_progress", false)
-	e.unhealthy = !e.bool(stats, "healthy", true)
+	e.Draining = flag(stats, "drain", true)
+	e.ShuttingDown = flag(stats, "shutting_down", false)
+	e.Graceful = flag(stats, "graceful_shutdown", false) || flag(stats, "shutdown_in_progress", false)
+	e.unhealthy = !flag(stats, "healthy", true)
 	if !e.Graceful {
 		e.gracefulSaid = false
 	}
 }
 
-func (e *entry) bool(stats map[string]string, key string, absent bool) bool {
-	if v, ok := stats[key]; ok {
+func flag(stats colibri.Stats, key string, absent bool) bool {
+	if v := stats.Value(key); v != "" {
 		return v == "true"
 	}
 	return absent

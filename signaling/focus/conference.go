@@ -1,12 +1,379 @@
 package focus
 
-import "time"
+import (
+	"cmp"
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strconv"
+	"time"
+
+	"plenum/signaling/fleet"
+	"plenum/wire/jid"
+	"plenum/wire/jingle"
+	"plenum/wire/xmpp"
+)
+
+// Keys of timers; that for features is followed by the nick.
+const (
+	timerEmpty    = "empty"  // nobody came
+	timerLonely   = "lonely" // fewer are left than a conference needs
+	timerNoBridge = "bridge" // ask the fleet again
+	timerFeatures = "caps/"  // a client does not answer
+	bridgeRetry   = 10 * time.Second
+)
 
 // A Conference is one conference. It is used by one goroutine at a time.
-type Conference struct{ cfg Config }
+//
+//	            features known,            bridge answers        client answers
+//	            enough others
+//	participant ──────────────► allocating ──────────────► offered ─────────────► active
+//	     ▲                          │                         │                     │
+//	     └──────────────────────────┴─────────────────────────┴─────────────────────┘
+//	       session ended: restart, move, bridge lost, left alone; otherwise uninvited
+type Conference struct {
+	cfg          Config
+	participants []*participant // in order of joining
+	bridges      []*bridge      // in use, each with at least one endpoint
+
+	lastID   RequestID
+	requests map[RequestID]request
+	timers   map[string]time.Time  // running, with the time they are due
+	stumbled map[jid.JID]time.Time // when a bridge last failed this conference
+	noBridge bool                  // somebody waits for one
+	hadOne   bool                  // bridge-count is shown from the first bridge on
+	shown    shown
+	stopped  bool
+	out      []Action
+}
+
+// A request is an IQ that is not answered yet. It is forgotten with the participant or bridge that it went to.
+type request struct {
+	to     any // *participant or *bridge
+	handle func(now time.Time, iq *xmpp.Element)
+}
+
+// shown is what changes in the focus's presence.
+type shown struct {
+	sent, hadOne, noBridge bool
+	bridges                int
+}
+
+// A participant is an occupant as far as media goes.
+type participant struct {
+	Occupant
+	features *features // nil until the client answered, or took too long
+	session  *session  // nil when not invited
+	// uninvited ends all offers: the client ended its session for good, or cannot be given one.
+	uninvited          bool
+	restarts, iceTries limiter
+}
 
 // New makes a conference that nobody has joined yet.
-func New(cfg Config, now time.Time) *Conference { return &Conference{cfg: cfg} }
+func New(cfg Config, now time.Time) *Conference {
+	return &Conference{
+		cfg: cfg.withDefaults(), requests: map[RequestID]request{},
+		timers: map[string]time.Time{}, stumbled: map[jid.JID]time.Time{},
+	}
+}
 
-// Step takes one event and returns what is to be done, in order.
-func (c *Conference) Step(now time.Time, ev Event) []Action { return nil }
+func (cfg Config) withDefaults() Config {
+	if cfg.Room.IsZero() || cfg.MeetingID == "" || cfg.Fleet == nil {
+		panic("focus: config without room, meeting id or fleet")
+	}
+	if cfg.Rand == nil {
+		cfg.Rand = rand.Reader
+	}
+	if cfg.VideoCodecs == nil {
+		cfg.VideoCodecs = []string{"VP8"}
+	}
+	cfg.Version = cmp.Or(cfg.Version, "plenum")
+	cfg.MinParticipants = cmp.Or(cfg.MinParticipants, 2)
+	cfg.CapsTimeout = cmp.Or(cfg.CapsTimeout, 2*time.Second)
+	cfg.EmptyTimeout = cmp.Or(cfg.EmptyTimeout, 15*time.Second)
+	cfg.LonelyTimeout = cmp.Or(cfg.LonelyTimeout, 20*time.Second)
+	cfg.BridgeTimeout = cmp.Or(cfg.BridgeTimeout, 15*time.Second)
+	cfg.RestartEvery = cmp.Or(cfg.RestartEvery, 5*time.Second)
+	cfg.RestartBurst = cmp.Or(cfg.RestartBurst, 5)
+	return cfg
+}
+
+// Step takes one event and returns what is to be done, in order. After Stop it returns nothing.
+func (c *Conference) Step(now time.Time, ev Event) []Action {
+	if c.stopped {
+		return nil
+	}
+	switch ev := ev.(type) {
+	case Opened:
+		c.setTimer(now, timerEmpty, c.cfg.EmptyTimeout)
+	case Joined:
+		c.join(now, ev.Occupant)
+	case Changed:
+		c.change(now, ev.Occupant)
+	case Left:
+		c.leave(now, ev.Nick)
+	case Stanza:
+		c.stanza(now, ev.From, ev.IQ)
+	case Answer:
+		c.answer(now, ev.ID, ev.IQ)
+	case BridgeAnswer:
+		c.answer(now, ev.ID, ev.IQ)
+	case BridgeLost:
+		c.bridgeLost(now, ev.Bridge)
+	case BridgesChanged: // somebody may be waiting for one
+	case TimerFired:
+		c.timerFired(now, ev.Key)
+	}
+	if !c.stopped {
+		c.reconcile(now)
+		c.show()
+	}
+	out := c.out
+	c.out = nil
+	return out
+}
+
+func (c *Conference) do(a Action) { c.out = append(c.out, a) }
+
+func (c *Conference) join(now time.Time, o Occupant) {
+	c.remove(o.Nick) // a nick has one occupant, whatever was missed
+	p := &participant{Occupant: o, uninvited: o.Nick == bridgeOwner}
+	c.participants = append(c.participants, p)
+	c.cancelTimer(timerEmpty)
+	c.electOwner()
+	c.learnFeatures(now, p)
+}
+
+func (c *Conference) change(now time.Time, o Occupant) {
+	if p := c.participant(o.Nick); p != nil {
+		p.Occupant = o
+	}
+}
+
+func (c *Conference) leave(now time.Time, nick string) {
+	if !c.remove(nick) {
+		return
+	}
+	if len(c.participants) == 0 {
+		c.stopped = true
+		c.do(Stop{})
+		return
+	}
+	c.electOwner()
+}
+
+// remove forgets an occupant and ends its endpoint. It reports whether the occupant was known.
+func (c *Conference) remove(nick string) bool {
+	p := c.participant(nick)
+	if p == nil {
+		return false
+	}
+	c.cancelTimer(timerFeatures + nick)
+	c.expectNothing(p)
+	c.release(p)
+	c.participants = slices.DeleteFunc(c.participants, func(q *participant) bool { return q == p })
+	c.forget(nick)
+	return true
+}
+
+// electOwner gives the room a moderator when it has none (protocol notes 3.8).
+func (c *Conference) electOwner() {
+	if c.cfg.NoAutoOwner || slices.ContainsFunc(c.participants, func(p *participant) bool { return p.Owner && !p.Hidden }) {
+		return
+	}
+	for _, p := range c.participants {
+		if !p.Hidden {
+			p.Owner = true
+			c.do(Affiliate{p.Nick, "owner"})
+			return
+		}
+	}
+}
+
+// reconcile brings the sessions to what they should be: everybody has one while enough people are
+// there; the last one keeps it for a while. It is run after every event, so nothing else invites.
+func (c *Conference) reconcile(now time.Time) {
+	people, sessions := 0, 0
+	for _, p := range c.participants {
+		if !p.Hidden {
+			people++
+		}
+		if p.session != nil {
+			sessions++
+		}
+	}
+	switch {
+	case people >= c.cfg.MinParticipants:
+		c.cancelTimer(timerLonely)
+		c.inviteAll(now)
+	case sessions > 0:
+		if _, running := c.timers[timerLonely]; !running {
+			c.setTimer(now, timerLonely, c.cfg.LonelyTimeout)
+		}
+		c.noBridge = false
+	default:
+		c.cancelTimer(timerLonely)
+		c.noBridge = false
+	}
+	if !c.noBridge {
+		c.cancelTimer(timerNoBridge)
+	} else if _, running := c.timers[timerNoBridge]; !running {
+		c.setTimer(now, timerNoBridge, bridgeRetry)
+	}
+	c.signalSources()
+}
+
+func (c *Conference) inviteAll(now time.Time) {
+	c.noBridge = false
+	// Giving one a place may take another's away, when the conference moves; hence the second round.
+	for range 2 {
+		for _, p := range c.participants {
+			if p.session != nil || p.uninvited || p.features == nil {
+				continue
+			}
+			if !c.allocate(now, p) {
+				c.noBridge = true
+				return
+			}
+		}
+	}
+}
+
+func (c *Conference) timerFired(now time.Time, key string) {
+	due, running := c.timers[key]
+	if !running || now.Before(due) {
+		return // cancelled, or set anew since
+	}
+	delete(c.timers, key)
+	switch key {
+	case timerEmpty:
+		if len(c.participants) == 0 {
+			c.stopped = true
+			c.do(Stop{})
+		}
+	case timerLonely:
+		for _, p := range c.participants {
+			c.end(p, "expired", "Idle session timeout")
+		}
+	case timerNoBridge: // reconcile asks
+	default:
+		c.assumeFeatures(key[len(timerFeatures):])
+	}
+}
+
+func (c *Conference) setTimer(now time.Time, key string, after time.Duration) {
+	c.timers[key] = now.Add(after)
+	c.do(SetTimer{key, after})
+}
+
+func (c *Conference) cancelTimer(key string) {
+	if _, running := c.timers[key]; running {
+		delete(c.timers, key)
+		c.do(CancelTimer{key})
+	}
+}
+
+// ask sends an IQ to an occupant. A nil handler wants no answer.
+func (c *Conference) ask(p *participant, typ string, payload *xmpp.Element, handle func(now time.Time, iq *xmpp.Element)) {
+	c.do(SendIQ{To: p.Nick, ID: c.expect(p, handle), Type: typ, Payload: payload})
+}
+
+// expect keeps a handler for the answer of a participant or bridge.
+func (c *Conference) expect(to any, handle func(now time.Time, iq *xmpp.Element)) RequestID {
+	if handle == nil {
+		return 0
+	}
+	c.lastID++
+	c.requests[c.lastID] = request{to, handle}
+	return c.lastID
+}
+
+func (c *Conference) answer(now time.Time, id RequestID, iq *xmpp.Element) {
+	r, ok := c.requests[id]
+	if ok {
+		delete(c.requests, id)
+		r.handle(now, iq)
+	}
+}
+
+func (c *Conference) expectNothing(from any) {
+	maps.DeleteFunc(c.requests, func(_ RequestID, r request) bool { return r.to == from })
+}
+
+// show updates the focus's presence when it has changed (protocol notes 3.4).
+func (c *Conference) show() {
+	c.hadOne = c.hadOne || len(c.bridges) > 0
+	if s := (shown{true, c.hadOne, c.noBridge, len(c.bridges)}); s != c.shown {
+		c.shown = s
+		c.do(SetPresence{c.presence()})
+	}
+}
+
+func (c *Conference) presence() []*xmpp.Element {
+	versions := xmpp.New(jingle.NSJitMeet, "versions").
+		Add(xmpp.New(jingle.NSJitMeet, "component", "name", "focus").AddText(c.cfg.Version))
+	properties := xmpp.New(jingle.NSFocus, "conference-properties")
+	property := func(key, value string) {
+		properties.Add(xmpp.New(jingle.NSFocus, "property", "key", key, "value", value))
+	}
+	property("support-terminate-restart", "true")
+	if c.hadOne {
+		property("bridge-count", strconv.Itoa(len(c.bridges)))
+	}
+	for _, key := range slices.Sorted(maps.Keys(c.cfg.Properties)) {
+		property(key, c.cfg.Properties[key])
+	}
+	children := []*xmpp.Element{versions, properties}
+	if c.noBridge {
+		children = append(children, xmpp.New(jingle.NSFocus, "bridgeNotAvailable"))
+	}
+	return children
+}
+
+func (c *Conference) participant(nick string) *participant {
+	for _, p := range c.participants {
+		if p.Nick == nick {
+			return p
+		}
+	}
+	return nil
+}
+
+func (c *Conference) inUse() []fleet.InUse {
+	var used []fleet.InUse
+	for _, b := range c.bridges {
+		used = append(used, fleet.InUse{Bridge: b.jid, Endpoints: len(b.endpoints)})
+	}
+	return used
+}
+
+// random returns n random bytes in hexadecimal.
+func (c *Conference) random(n int) string {
+	b := make([]byte, n)
+	if _, err := io.ReadFull(c.cfg.Rand, b); err != nil {
+		panic("focus: no random numbers: " + err.Error())
+	}
+	return hex.EncodeToString(b)
+}
+
+// uuid returns a random UUID (RFC 9562, version 4).
+func (c *Conference) uuid() string {
+	h := []byte(c.random(16))
+	h[12], h[16] = '4', "89ab"[h[16]&3]
+	return fmt.Sprintf("%s-%s-%s-%s-%s", h[:8], h[8:12], h[12:16], h[16:20], h[20:])
+}
+
+// A limiter bounds how often something may happen.
+type limiter struct{ past []time.Time } // the last minute's, oldest first
+
+func (l *limiter) allow(now time.Time, every time.Duration, burst int) bool {
+	l.past = slices.DeleteFunc(l.past, func(t time.Time) bool { return now.Sub(t) >= time.Minute })
+	if n := len(l.past); n >= burst || n > 0 && now.Sub(l.past[n-1]) < every {
+		return false
+	}
+	l.past = append(l.past, now)
+	return true
+}

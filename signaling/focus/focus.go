@@ -94,6 +94,8 @@ type Occupant struct {
 type Event interface{ event() }
 
 type (
+	// Opened: the room exists. It comes first; the answer has the focus's presence.
+	Opened struct{}
 	// Joined: an occupant is in, its own presence is on its way to it.
 	Joined struct{ Occupant }
 	// Changed: presence, role or affiliation of an occupant changed. It carries the whole new state.
@@ -123,6 +125,7 @@ type (
 	TimerFired struct{ Key string }
 )
 
+func (Opened) event()         {}
 func (Joined) event()         {}
 func (Changed) event()        {}
 func (Left) event()           {}
