@@ -197,13 +197,13 @@ func (c *client) ended() (messages []string, code int) {
 }
 
 const (
-	openIn       = `<open to="localhost" version="1.0" xmlns="urn:ietf:params:xml:ns:xmpp-framing"/>`
-	openOut      = `<open xmlns='urn:ietf:params:xml:ns:xmpp-framing' from='localhost' id='TOKEN' version='1.0' xml:lang='en'/>`
-	anonymous    = `<auth mechanism="ANONYMOUS" xmlns="urn:ietf:params:xml:ns:xmpp-sasl"/>`
-	bindIn       = `<iq id="_bind_auth_2" type="set" xmlns="jabber:client"><bind xmlns="urn:ietf:params:xml:ns:xmpp-bind"/></iq>`
-	enableIn     = `<enable resume="true" xmlns="urn:xmpp:sm:3"/>`
-	askIn        = `<r xmlns="urn:xmpp:sm:3"/>`
-	streamError_ = `<stream:error xmlns:stream='http://etherx.jabber.org/streams' xmlns='jabber:client'><%s xmlns='urn:ietf:params:xml:ns:xmpp-streams'/></stream:error>`
+	openIn         = `<open to="localhost" version="1.0" xmlns="urn:ietf:params:xml:ns:xmpp-framing"/>`
+	openOut        = `<open xmlns='urn:ietf:params:xml:ns:xmpp-framing' from='localhost' id='TOKEN' version='1.0' xml:lang='en'/>`
+	anonymous      = `<auth mechanism="ANONYMOUS" xmlns="urn:ietf:params:xml:ns:xmpp-sasl"/>`
+	bindIn         = `<iq id="_bind_auth_2" type="set" xmlns="jabber:client"><bind xmlns="urn:ietf:params:xml:ns:xmpp-bind"/></iq>`
+	enableIn       = `<enable resume="true" xmlns="urn:xmpp:sm:3"/>`
+	askIn          = `<r xmlns="urn:xmpp:sm:3"/>`
+	streamErrorXML = `<stream:error xmlns:stream='http://etherx.jabber.org/streams' xmlns='jabber:client'><%s xmlns='urn:ietf:params:xml:ns:xmpp-streams'/></stream:error>`
 )
 
 // login takes the client up to the second features.

@@ -275,7 +275,7 @@ func TestBadInput(t *testing.T) {
 				}
 				go func() { c.ws.WriteMessage(websocket.TextMessage, []byte(tt.in)) }()
 				got, _ := c.ended()
-				want := []string{fmt.Sprintf(streamError_, tt.condition), closeFrame}
+				want := []string{fmt.Sprintf(streamErrorXML, tt.condition), closeFrame}
 				if fmt.Sprint(got) != fmt.Sprint(want) {
 					t.Errorf("got  %s\nwant %s", got, want)
 				}
@@ -461,7 +461,7 @@ func TestServerCloses(t *testing.T) {
 		if d := time.Since(start); d > 2*time.Second {
 			t.Errorf("closing took %v", d)
 		}
-		if m := <-got; fmt.Sprint(m) != fmt.Sprint([]string{fmt.Sprintf(streamError_, "system-shutdown"), closeFrame}) {
+		if m := <-got; fmt.Sprint(m) != fmt.Sprint([]string{fmt.Sprintf(streamErrorXML, "system-shutdown"), closeFrame}) {
 			t.Errorf("client was told %s", m)
 		}
 		if got := b.h.take(); got != "opened; closed" {
