@@ -93,3 +93,39 @@ func ParseError(stanza *Element) (StanzaError, bool) {
 	}
 	return e, true
 }
+
+// A StreamError is what ends a stream (RFC 6120, 4.9), and a Go error.
+type StreamError struct{ Condition, Text string }
+
+func (e StreamError) Error() string {
+	if e.Text == "" {
+		return "stream error " + e.Condition
+	}
+	return "stream error " + e.Condition + ": " + e.Text
+}
+
+// Element returns <stream:error/>.
+func (e StreamError) Element() *Element {
+	x := New(NSStream, "error").Add(New(NSStreams, e.Condition))
+	if e.Text != "" {
+		x.Add(New(NSStreams, "text").AddText(e.Text))
+	}
+	return x
+}
+
+// ParseStreamError returns the error in e, and whether e is a stream error.
+func ParseStreamError(e *Element) (StreamError, bool) {
+	if !e.Is(NSStream, "error") {
+		return StreamError{}, false
+	}
+	s := StreamError{Condition: UndefinedCondition}
+	for c := range e.Children {
+		switch {
+		case c.Is(NSStreams, "text"):
+			s.Text = strings.TrimSpace(c.Text())
+		case c.namespace() == NSStreams:
+			s.Condition = c.Name
+		}
+	}
+	return s, true
+}
