@@ -1,0 +1,526 @@
+package signaling
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"plenum/signaling/rooms"
+	"plenum/wire/colibri"
+	"plenum/wire/jid"
+	"plenum/wire/xmpp"
+)
+
+const (
+	hallRoom = "golden@conference.meet.local"
+	hallMUC  = "http://jabber.org/protocol/muc"
+)
+
+// A guest is a session without a socket. It keeps the roster that a client would have.
+type guest struct {
+	jid     jid.JID
+	nick    string
+	account string
+
+	mu     sync.Mutex
+	got    []*xmpp.Element
+	roster map[string]string // nick -> SourceInfo
+	joined bool
+	answer func(*xmpp.Element) *xmpp.Element // to IQs; nil answers nothing
+}
+
+func (g *guest) JID() jid.JID    { return g.jid }
+func (g *guest) Account() string { return g.account }
+func (g *guest) Region() string  { return "ber" }
+
+// take returns what came since the last call.
+func (g *guest) take() []*xmpp.Element {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	got := g.got
+	g.got = nil
+	return got
+}
+
+func (g *guest) others() map[string]string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	others := maps.Clone(g.roster)
+	delete(others, g.nick)
+	return others
+}
+
+func (g *guest) in() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.joined
+}
+
+func (g *guest) receive(f *xmpp.Frame) *xmpp.Element {
+	e, err := xmpp.Parse(f.Bytes, xmpp.Limits{})
+	if err != nil {
+		panic(err)
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.got = append(g.got, e)
+	if e.Name == "presence" && e.Attr("type") != "error" {
+		nick := jid.MustParse(e.Attr("from")).Resource()
+		if e.Attr("type") == "unavailable" {
+			delete(g.roster, nick)
+			g.joined = g.joined && nick != g.nick
+		} else {
+			g.roster[nick] = e.ChildNamed("SourceInfo").Text()
+			g.joined = g.joined || nick == g.nick
+		}
+	}
+	if e.IsRequest() && g.answer != nil {
+		return g.answer(e)
+	}
+	return nil
+}
+
+// A lobby is a hall with guests.
+type lobby struct {
+	t    *testing.T
+	h    *hall
+	mu   sync.Mutex
+	here map[jid.JID]*guest
+}
+
+// newLobby starts a hall that ends with the test.
+func newLobby(t *testing.T, change func(*hallConfig)) *lobby {
+	l := &lobby{t: t, here: make(map[jid.JID]*guest)}
+	cfg := hallConfig{Domain: "meet.local", Deliver: func(to jid.JID, f *xmpp.Frame) bool {
+		l.mu.Lock()
+		g := l.here[to]
+		l.mu.Unlock()
+		if g == nil {
+			return false
+		}
+		if reply := g.receive(f); reply != nil {
+			l.h.Stanza(g, reply)
+		}
+		return true
+	}}
+	if change != nil {
+		change(&cfg)
+	}
+	l.h = newHall(cfg)
+	return l
+}
+
+// run runs f while the hall runs.
+func (l *lobby) run(f func(ctx context.Context)) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- l.h.Run(ctx) }()
+	f(ctx)
+	cancel()
+	if err := <-done; err != nil {
+		l.t.Error(err)
+	}
+	l.h.mu.Lock()
+	defer l.h.mu.Unlock()
+	if len(l.h.rooms) != 0 || len(l.h.seats) != 0 || len(l.h.asked) != 0 {
+		l.t.Errorf("left over: %d rooms, %d seats, %d requests", len(l.h.rooms), len(l.h.seats), len(l.h.asked))
+	}
+}
+
+func (l *lobby) guest(nick string) *guest {
+	g := &guest{jid: jid.MustParse(nick + "@meet.local/r"), nick: nick, roster: make(map[string]string)}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.here[g.jid] = g
+	return g
+}
+
+func (l *lobby) bridge(nick string) *guest {
+	g := &guest{jid: jid.MustParse("jvb@auth.meet.local/" + nick), nick: nick, account: "jvb", roster: make(map[string]string)}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.here[g.jid] = g
+	return g
+}
+
+func (l *lobby) gone(g *guest) {
+	l.mu.Lock()
+	delete(l.here, g.jid)
+	l.mu.Unlock()
+	l.h.Gone(g)
+}
+
+func (l *lobby) join(g *guest, room string) {
+	l.h.Stanza(g, xmpp.Presence("", "", "", room+"/"+g.nick, xmpp.New(hallMUC, "x"), xmpp.New("", "SourceInfo").AddText("0")))
+}
+
+func (l *lobby) presence(g *guest, room, info string) {
+	l.h.Stanza(g, xmpp.Presence("", "", "", room+"/"+g.nick, xmpp.New("", "SourceInfo").AddText(info)))
+}
+
+func (l *lobby) leave(g *guest, room string) {
+	l.h.Stanza(g, xmpp.Presence("unavailable", "", "", room+"/"+g.nick))
+}
+
+func (l *lobby) open(room string) {
+	l.t.Helper()
+	if err := l.h.conferenceRoom(context.Background(), jid.MustParse(room)); err != nil {
+		l.t.Fatal(err)
+	}
+}
+
+// eventually waits for a condition; for tests in real time only.
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("never: " + what)
+		}
+	}
+}
+
+func TestRoomLife(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLobby(t, nil)
+		l.run(func(context.Context) {
+			ann, bob := l.guest("ann"), l.guest("bob")
+			l.join(ann, hallRoom)
+			synctest.Wait()
+			got := ann.take()
+			if len(got) != 1 || got[0].Child("", "error").Child(xmpp.NSStanzas, "text").Text() != "Room creation is restricted" {
+				t.Fatalf("join of a room that nobody asked for: %v", got)
+			}
+			l.open(hallRoom)
+			l.join(ann, hallRoom)
+			synctest.Wait()
+			got = ann.take()
+			if len(got) < 3 || got[0].Attr("from") != hallRoom+"/focus" || !ann.in() {
+				t.Fatalf("first join: %v", got)
+			}
+			l.join(bob, hallRoom)
+			synctest.Wait()
+			if !bob.in() || len(bob.others()) != 2 || len(ann.others()) != 2 {
+				t.Fatalf("bob sees %v, ann sees %v", bob.others(), ann.others())
+			}
+			l.gone(bob)
+			synctest.Wait()
+			if len(ann.others()) != 1 {
+				t.Fatalf("bob's session is gone, ann sees %v", ann.others())
+			}
+			l.leave(ann, hallRoom)
+			synctest.Wait()
+			time.Sleep(time.Second)
+			synctest.Wait()
+			if l.h.find(jid.MustParse(hallRoom)) != nil {
+				t.Fatal("an empty room stays")
+			}
+			l.join(ann, hallRoom)
+			synctest.Wait()
+			if ann.in() {
+				t.Fatal("joined a room that has ended")
+			}
+
+			l.open(hallRoom)
+			time.Sleep(14 * time.Second)
+			synctest.Wait()
+			if l.h.find(jid.MustParse(hallRoom)) == nil {
+				t.Fatal("a new room has ended early")
+			}
+			time.Sleep(2 * time.Second)
+			synctest.Wait()
+			if l.h.find(jid.MustParse(hallRoom)) != nil {
+				t.Fatal("a room that nobody joins stays")
+			}
+			l.open(hallRoom) // left open for Run to end
+			l.join(ann, hallRoom)
+		})
+	})
+}
+
+// TestJoinStorm: a hundred people at once; everybody ends with everybody else (ladder step 50).
+func TestJoinStorm(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	const n = 100
+	l := newLobby(t, nil)
+	l.run(func(context.Context) {
+		l.open(hallRoom)
+		guests := make([]*guest, n)
+		var wg sync.WaitGroup
+		for i := range guests {
+			guests[i] = l.guest(fmt.Sprintf("g%d", i))
+			wg.Go(func() {
+				l.join(guests[i], hallRoom)
+				l.presence(guests[i], hallRoom, fmt.Sprint(i))
+			})
+		}
+		wg.Wait()
+		for i, g := range guests {
+			eventually(t, fmt.Sprintf("guest %d sees all", i), func() bool {
+				others := g.others()
+				if len(others) != n || !g.in() { // the focus is one of them
+					return false
+				}
+				for j := range guests {
+					if i != j && others[fmt.Sprintf("g%d", j)] != fmt.Sprint(j) {
+						return false
+					}
+				}
+				return true
+			})
+		}
+	})
+}
+
+// TestFlood: who floods is slowed by its own quota, and alone with it; what others see of it in the end
+// is the last thing it said.
+func TestFlood(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLobby(t, nil)
+		l.run(func(context.Context) {
+			ann, bob, eve, far := l.guest("ann"), l.guest("bob"), l.guest("eve"), l.guest("far")
+			l.open(hallRoom)
+			l.open("other@conference.meet.local")
+			l.join(far, "other@conference.meet.local")
+			for _, g := range []*guest{ann, bob, eve} {
+				l.join(g, hallRoom)
+			}
+			synctest.Wait()
+			bob.take()
+			const flood = 10000
+			for i := range flood {
+				l.presence(eve, hallRoom, fmt.Sprint(i))
+			}
+			for range 50 {
+				l.h.Stanza(eve, xmpp.Message("groupchat", "", "", hallRoom, xmpp.New("", "body").AddText("spam")))
+			}
+			l.presence(ann, hallRoom, "muted") // behind the flood, and not held up by it
+			l.presence(far, "other@conference.meet.local", "far")
+			synctest.Wait()
+			got := bob.take()
+			if len(got) > quotaBurst+10 {
+				t.Errorf("bob got %d stanzas of a flood", len(got))
+			}
+			if bob.others()["ann"] != "muted" {
+				t.Errorf("ann waits for eve: bob sees %v", bob.others())
+			}
+			refusals := 0
+			for _, e := range eve.take() {
+				if err, ok := xmpp.ParseError(e); ok && err.Condition == xmpp.ResourceConstraint {
+					refusals++
+				}
+			}
+			if refusals != 50 {
+				t.Errorf("%d of 50 messages refused", refusals)
+			}
+			time.Sleep(2 * time.Second)
+			synctest.Wait()
+			if s := bob.others()["eve"]; s != fmt.Sprint(flood-1) {
+				t.Errorf("bob sees presence %s of eve, the last was %d", s, flood-1)
+			}
+			// A flooder that is gone stays gone.
+			for i := range flood {
+				l.presence(eve, hallRoom, fmt.Sprint(i))
+			}
+			l.gone(eve)
+			time.Sleep(5 * time.Second)
+			synctest.Wait()
+			if _, there := bob.others()["eve"]; there {
+				t.Error("a ghost")
+			}
+		})
+	})
+}
+
+// TestBridgeRequests: a conference's request reaches the bridge through the brewery, its answer comes
+// back; a bridge that says nothing, or leaves, is noticed.
+func TestBridges(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLobby(t, nil)
+		l.run(func(context.Context) {
+			const brewery = "jvbbrewery@internal.auth.meet.local"
+			jvb := l.bridge("jvb1")
+			l.join(jvb, brewery)
+			synctest.Wait()
+			if !jvb.in() || len(jvb.others()) != 1 {
+				t.Fatalf("the bridge sees %v", jvb.others())
+			}
+			ann := l.guest("ann")
+			l.join(ann, brewery)
+			synctest.Wait()
+			if ann.in() {
+				t.Fatal("a client in the brewery")
+			}
+			stats := colibri.Stats{{Name: "stress_level", Value: "0.1"}, {Name: "drain", Value: "false"}, {Name: "region", Value: "ber"}}
+			l.h.Stanza(jvb, xmpp.Presence("", "", "", brewery+"/jvb1", stats.Element()))
+			synctest.Wait()
+			known := l.h.cfg.Fleet.Bridges(time.Now())
+			if len(known) != 1 || known[0].JID.String() != brewery+"/jvb1" || known[0].Region != "ber" {
+				t.Fatalf("fleet: %+v", known)
+			}
+			l.gone(jvb)
+			synctest.Wait()
+			if known := l.h.cfg.Fleet.Bridges(time.Now()); len(known) != 0 {
+				t.Fatalf("fleet after the bridge has gone: %+v", known)
+			}
+		})
+	})
+}
+
+// TestLeaseLost: a room whose lease is lost ends, and says so.
+func TestLeaseLost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		lost := make(chan struct{})
+		l := newLobby(t, func(c *hallConfig) { c.Owner = &fickle{lost: lost} })
+		l.run(func(context.Context) {
+			ann := l.guest("ann")
+			l.open(hallRoom)
+			l.join(ann, hallRoom)
+			synctest.Wait()
+			ann.take()
+			close(lost)
+			synctest.Wait()
+			if got := ann.take(); ann.in() || len(got) == 0 || !strings.Contains(got[len(got)-1].String(), "<destroy") {
+				t.Fatalf("ann was told %v", got)
+			}
+			if err := l.h.conferenceRoom(context.Background(), jid.MustParse(hallRoom)); !errors.Is(err, rooms.ErrHeld) {
+				t.Fatalf("a room that somebody else owns was opened: %v", err)
+			}
+			l.join(ann, hallRoom)
+			synctest.Wait()
+			if ann.in() {
+				t.Fatal("in a room that is elsewhere")
+			}
+		})
+	})
+}
+
+// fickle gives a lease once.
+type fickle struct {
+	lost  chan struct{}
+	mu    sync.Mutex
+	given bool
+}
+
+func (f *fickle) Acquire(context.Context, jid.JID) (rooms.Lease, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.given {
+		return rooms.Lease{}, rooms.ErrHeld
+	}
+	f.given = true
+	return rooms.Lease{Token: 1, Lost: f.lost}, nil
+}
+
+func (f *fickle) Release(jid.JID, uint64) {}
+
+// TestOpenAndClose: rooms that end while others open them; nothing is lost or left.
+func TestOpenAndClose(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	l := newLobby(t, nil)
+	l.run(func(ctx context.Context) {
+		var wg sync.WaitGroup
+		for i := range 8 {
+			g := l.guest(fmt.Sprintf("g%d", i))
+			wg.Go(func() {
+				for range 50 {
+					if err := l.h.conferenceRoom(ctx, jid.MustParse(hallRoom)); err != nil {
+						t.Error(err)
+						return
+					}
+					l.join(g, hallRoom)
+					l.leave(g, hallRoom)
+				}
+				l.gone(g)
+			})
+		}
+		wg.Wait()
+		eventually(t, "no room", func() bool { return l.h.find(jid.MustParse(hallRoom)) == nil })
+	})
+}
+
+func TestDrain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLobby(t, nil)
+		l.run(func(ctx context.Context) {
+			ann := l.guest("ann")
+			l.open(hallRoom)
+			l.join(ann, hallRoom)
+			drained := make(chan error, 1)
+			go func() { drained <- l.h.Drain(ctx) }()
+			synctest.Wait()
+			l.open(hallRoom) // running rooms go on
+			if err := l.h.conferenceRoom(ctx, jid.MustParse("new@conference.meet.local")); !errors.Is(err, ErrDraining) {
+				t.Fatalf("new room: %v", err)
+			}
+			select {
+			case err := <-drained:
+				t.Fatal("drained with a room open: ", err)
+			default:
+			}
+			l.leave(ann, hallRoom)
+			if err := <-drained; err != nil {
+				t.Fatal(err)
+			}
+		})
+	})
+}
+
+// TestAddresses: what is for no room, or for the rooms' service.
+func TestAddresses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLobby(t, nil)
+		l.run(func(context.Context) {
+			ann := l.guest("ann")
+			ask := func(st *xmpp.Element) string {
+				l.h.Stanza(ann, st)
+				synctest.Wait()
+				got := ann.take()
+				if len(got) == 0 {
+					return ""
+				}
+				if err, ok := xmpp.ParseError(got[0]); ok {
+					return err.Condition
+				}
+				return got[0].Attr("type")
+			}
+			disco := xmpp.New(xmpp.NSDisco, "query")
+			for _, c := range []struct {
+				st   *xmpp.Element
+				want string
+			}{
+				{xmpp.IQ("get", "1", "", "conference.meet.local", disco), "result"},
+				{xmpp.IQ("get", "1", "", "conference.meet.local", xmpp.New("x", "y")), "service-unavailable"},
+				{xmpp.IQ("get", "1", "", hallRoom, disco), "item-not-found"},
+				{xmpp.IQ("get", "1", "", "a@b@c", disco), "jid-malformed"},
+				{xmpp.IQ("get", "1", "", "elsewhere.local", disco), "service-unavailable"},
+				{xmpp.IQ("result", "1", "", hallRoom), ""},
+				{xmpp.Presence("unavailable", "", "", hallRoom+"/ann"), ""},
+				{xmpp.Message("", "", "", "metadata.meet.local", xmpp.New("http://jitsi.org/jitmeet", "room_metadata")), "item-not-found"},
+				{xmpp.Message("error", "", "", hallRoom), ""},
+			} {
+				if got := ask(c.st); got != c.want {
+					t.Errorf("%s: %q, want %q", c.st, got, c.want)
+				}
+			}
+			for i := range maxSeats {
+				room := fmt.Sprintf("r%d@conference.meet.local", i)
+				l.open(room)
+				l.join(ann, room)
+			}
+			synctest.Wait()
+			ann.take()
+			l.open(hallRoom)
+			if got := ask(xmpp.Presence("", "", "", hallRoom+"/ann", xmpp.New(hallMUC, "x"))); got != "resource-constraint" {
+				t.Errorf("room number %d: %q", maxSeats+1, got)
+			}
+		})
+	})
+}
