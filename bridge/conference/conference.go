@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"plenum/bridge/allocate"
+	"plenum/bridge/packet"
 	"plenum/bridge/speaker"
 )
 
@@ -76,25 +77,45 @@ type Conference struct {
 	order     []*Endpoint        // in order of joining
 	sources   map[string]*source // by name
 
-	pending []*source // that got packets since the last Flush
-	heard   []*source // audio sources that receivers without a slot must look at
+	pending []*source    // that got packets since the last Flush
+	nacks   []nackTarget // encodings with gaps since the last Flush
+
+	fed []*Endpoint // that are due transport-wide feedback
 
 	speech   speaker.Detector[EndpointID]
 	dominant EndpointID
-	spoken   []*Endpoint // all endpoints in speech order; rebuilt when stale
+	spoken   []*Endpoint // all endpoints in speech order; nil when it has to be made anew
 
-	allocateStale bool // some input of allocation has changed
-	allocated     time.Time
-	scratch       scratch
+	stale       bool // some input of allocation has changed
+	allocatedAt time.Time
+	order1      [1]*Endpoint
 
-	lastMedia    time.Time
-	nextReports  time.Time
-	nextSpeaker  time.Time
-	nextPoll     time.Time
-	feedbackDues int
+	lastMedia   time.Time
+	nextReports time.Time
+	nextSpeaker time.Time
+	nextPoll    time.Time
+	nextAll     time.Time // allocation without any cause
+
+	scratch scratch
 }
 
-var _ = allocate.Allocate
+type nackTarget struct {
+	owner *Endpoint
+	enc   *encoding
+}
+
+// scratch is working memory that is borrowed for one call at a time.
+type scratch struct {
+	header   [512]byte
+	payload  [packet.MaxBytes + 2]byte
+	rtcp     [packet.MaxBytes]byte
+	seqs     []uint16
+	mappings []Mapping
+	names    []string
+	sources  []allocate.Source
+	previous []EndpointID
+	reports  []packet.Report
+}
 
 // New makes an empty conference.
 func New(cfg Config, now time.Time) *Conference {
@@ -116,7 +137,7 @@ func New(cfg Config, now time.Time) *Conference {
 	return &Conference{
 		cfg: cfg, log: cfg.Log,
 		endpoints: map[EndpointID]*Endpoint{}, sources: map[string]*source{},
-		allocated: now,
+		allocatedAt: now, nextReports: now, nextSpeaker: now, nextPoll: now, nextAll: now,
 	}
 }
 

@@ -24,6 +24,7 @@ func IsRTP(b []byte) bool { return len(b) >= 8 && b[0]>>6 == 2 }
 // RTP is a view of one clear RTP packet. It borrows the bytes that it was parsed from.
 type RTP struct {
 	Data    []byte // the whole packet
+	Header  []byte // up to the payload; shares memory with Data
 	Payload []byte // without padding; shares memory with Data
 	ext     []byte // the body of the header extension
 	profile uint16 // of ext; 0 without one that we can read
@@ -64,7 +65,7 @@ func ParseRTP(b []byte) (RTP, error) {
 		}
 		end -= pad
 	}
-	r.Payload = b[at:end:end]
+	r.Header, r.Payload = b[:at:at], b[at:end:end]
 	return r, nil
 }
 
@@ -124,7 +125,7 @@ type Header struct {
 	SSRC      uint32
 }
 
-// Append appends the fixed header, and room for n bytes of extension body when n > 0; see Extensions.
+// Append appends the fixed header, without extensions; see Extensions.
 func (h Header) Append(dst []byte) []byte {
 	pt := h.PT & 0x7f
 	if h.Marker {

@@ -1,0 +1,340 @@
+package conference
+
+import (
+	"encoding/binary"
+	"slices"
+	"strconv"
+	"time"
+
+	"plenum/bridge/codec"
+	"plenum/bridge/packet"
+	"plenum/bridge/project"
+	"plenum/bridge/receive"
+)
+
+// maxOutputs bounds how many SSRCs are remembered for a receiver without rewriting, whose numbering must go on
+// when a source returns.
+const maxOutputs = 4096
+
+// An output is one stream to one receiver: an SSRC of the bridge's choice on which sources follow one another,
+// or, without rewriting, the first SSRC of one source.
+type output struct {
+	e         *Endpoint
+	kind      Kind
+	ssrc, rtx SSRC
+	mid       string
+	source    *source // nil: free
+	index     int     // among the source's takers
+	name      string  // of the source that it has or had last
+	owner     EndpointID
+	stream    project.Stream
+	rtxSeq    uint16
+	used      time.Time // last packet, or when it was given
+
+	hold     time.Time // packets wait until then; zero is not holding
+	holdFrom int64     // the first that waits
+
+	packets, octets uint32 // sent since the beginning, payload octets, for sender reports
+	reportDue       bool   // a sender report should follow the packet just sent
+}
+
+// newOutput makes a stream to e. ssrc 0 is chosen at random.
+func (e *Endpoint) newOutput(kind Kind, ssrc, rtx SSRC) *output {
+	o := &output{e: e, kind: kind, ssrc: ssrc, rtx: rtx}
+	o.stream.Clock = 90000
+	if kind == Audio {
+		o.stream.Clock = 48000
+	}
+	if ssrc == 0 {
+		o.ssrc = e.freshSSRC()
+		e.outputs[o.ssrc] = o
+		if kind == Video {
+			o.rtx = e.freshSSRC()
+		}
+		if e.caps.MIDDemux && e.ext.MID != 0 {
+			o.mid = [2]string{Audio: "a", Video: "v"}[kind] + strconv.Itoa(e.mids[kind])
+			e.mids[kind]++
+		}
+	}
+	e.outputs[o.ssrc] = o
+	return o
+}
+
+// freshSSRC is a random SSRC that is not in use towards the endpoint.
+func (e *Endpoint) freshSSRC() SSRC {
+	for {
+		var b [4]byte
+		if _, err := e.c.cfg.Rand.Read(b[:]); err != nil {
+			panic("conference: no randomness: " + err.Error())
+		}
+		ssrc := binary.BigEndian.Uint32(b[:])
+		if ssrc == 0 || e.outputs[ssrc] != nil || ssrc == e.c.cfg.AudioSSRC || ssrc == e.c.cfg.VideoSSRC {
+			continue
+		}
+		if slices.ContainsFunc(e.slots[Video], func(o *output) bool { return o.rtx == ssrc }) {
+			continue
+		}
+		return ssrc
+	}
+}
+
+// bind gives the output to a source.
+func (o *output) bind(src *source, now time.Time) {
+	if o.source == src {
+		return
+	}
+	o.unbind()
+	o.stream.Takeover()
+	o.source, o.name, o.owner, o.used = src, src.name, src.owner.id, now
+	o.index = len(src.takers)
+	src.takers = append(src.takers, o)
+	o.e.gets[src] = o
+}
+
+// unbind takes the output from its source; numbering stays for the next one.
+func (o *output) unbind() {
+	src := o.source
+	if src == nil {
+		return
+	}
+	o.release()
+	o.stream.SetTarget(-1, 0)
+	last := len(src.takers) - 1
+	src.takers[o.index] = src.takers[last]
+	src.takers[o.index].index = o.index
+	src.takers[last] = nil
+	src.takers = src.takers[:last]
+	delete(o.e.gets, src)
+	o.source = nil
+}
+
+// retire forgets a slot for good: its SSRC is not used again.
+func (o *output) retire() {
+	o.e.slots[o.kind] = slices.DeleteFunc(o.e.slots[o.kind], func(x *output) bool { return x == o })
+	delete(o.e.outputs, o.ssrc)
+}
+
+func (o *output) release() {
+	if !o.hold.IsZero() {
+		o.hold = time.Time{}
+		if o.source.holding--; o.source.holding == 0 {
+			o.source.held = receive.History{}
+		}
+	}
+}
+
+func (o *output) mapping() Mapping {
+	m := Mapping{Source: o.name, Owner: o.owner, SSRC: o.ssrc, RTX: o.rtx, MID: o.mid}
+	if o.kind == Video {
+		m.VideoType = o.source.label
+	}
+	return m
+}
+
+// slot returns the output on which receiver e gets src, nil when there is none to be had. fresh says that the
+// client has to be told. Nothing that the receiver still wants is taken away for it.
+func (e *Endpoint) slot(src *source, steal bool, now time.Time) (o *output, fresh bool) {
+	if o := e.gets[src]; o != nil {
+		return o, false
+	}
+	if !e.caps.Rewriting {
+		return e.original(src, now), false
+	}
+	slots := e.slots[src.kind]
+	var free, eldest *output
+	for _, o := range slots {
+		switch {
+		case o.source == nil && o.name == src.name:
+			o.bind(src, now) // it comes back to where it was
+			return o, true
+		case o.source == nil:
+			free = older(free, o)
+		case src.kind == Video && e.wants[o.source] == 0, src.kind == Audio && now.Sub(o.used) > time.Second:
+			eldest = older(eldest, o)
+		}
+	}
+	limit := e.c.cfg.AudioSlots
+	if src.kind == Video {
+		limit = e.c.cfg.VideoSlots
+	}
+	switch {
+	case len(slots) < limit:
+		o = e.newOutput(src.kind, 0, 0)
+		e.slots[src.kind] = append(slots, o)
+	case free != nil:
+		o = free
+	case eldest != nil && steal:
+		o = eldest
+		if src.kind == Audio {
+			o.source.stale = true // it has to look for another slot
+		}
+	default:
+		return nil, false
+	}
+	o.bind(src, now)
+	return o, true
+}
+
+func older(a, b *output) *output {
+	if a == nil || b.used.Before(a.used) {
+		return b
+	}
+	return a
+}
+
+// original returns the output of a receiver without rewriting: the source's own first SSRC.
+func (e *Endpoint) original(src *source, now time.Time) *output {
+	first := src.encodings[0]
+	o := e.outputs[first.SSRC]
+	if o == nil {
+		if len(e.outputs) >= maxOutputs {
+			return nil
+		}
+		o = e.newOutput(src.kind, first.SSRC, first.RTX)
+	}
+	if o.source != nil && o.source != src || o.kind != src.kind {
+		return nil // another participant has the same SSRC
+	}
+	o.bind(src, now)
+	return o
+}
+
+// send offers one packet to the output's projection and sends it when it passes.
+func (o *output) send(p *project.Packet) {
+	var out project.Output
+	if !o.stream.Accept(p, &out) {
+		return
+	}
+	if out.Switched {
+		o.reportDue = true
+	}
+	project.Rewrite(p.RTP.Payload, &p.Frame, out.Offsets)
+	h := packet.Header{
+		PT: p.RTP.PT(), Marker: p.RTP.Marker(), Seq: out.Seq, Timestamp: out.Timestamp, SSRC: o.ssrc,
+	}
+	header := o.header(h, &p.RTP, out.Offsets)
+	o.count(len(header), len(p.RTP.Payload))
+	o.used = p.Arrival
+	o.e.leg.SendRTP(header, p.RTP.Payload)
+}
+
+// header builds an outgoing header in the conference's scratch.
+func (o *output) header(h packet.Header, in *packet.RTP, off project.Offsets) []byte {
+	e := o.e
+	b := h.Append(e.c.scratch.header[:0])
+	var descriptor []byte
+	if o.kind == Video {
+		descriptor = in.Extension(o.source.owner.ext.DependencyDescriptor)
+	}
+	b, x := packet.BeginExtensions(b, len(descriptor) > 16)
+	if o.kind == Audio {
+		if level := in.Extension(o.source.owner.ext.AudioLevel); len(level) == 1 && e.ext.AudioLevel != 0 {
+			b = x.Add(b, e.ext.AudioLevel, 1)
+			b[len(b)-1] = level[0]
+		}
+	} else {
+		if len(descriptor) >= 3 && e.ext.DependencyDescriptor != 0 {
+			b = x.Add(b, e.ext.DependencyDescriptor, len(descriptor))
+			d := b[len(b)-len(descriptor):]
+			copy(d, descriptor)
+			codec.RewriteDescriptor(d, off.Frame, off.Template)
+		}
+		if e.ext.TransportCC != 0 {
+			e.transportCC++
+			b = x.Add(b, e.ext.TransportCC, 2)
+			binary.BigEndian.PutUint16(b[len(b)-2:], e.transportCC)
+		}
+	}
+	if o.mid != "" {
+		b = x.Add(b, e.ext.MID, len(o.mid))
+		copy(b[len(b)-len(o.mid):], o.mid)
+	}
+	return x.End(b, 0)
+}
+
+func (o *output) count(header, payload int) {
+	o.packets++
+	o.octets += uint32(payload)
+	n := uint64(header + payload)
+	o.e.packetsOut++
+	o.e.bytesOut += n
+	o.e.c.stats.PacketsOut++
+	o.e.c.stats.BytesOut += n
+}
+
+const (
+	// The retransmissions that a receiver can get in a burst, and per second: NACKs may not be used to amplify.
+	rtxBurst  = 512
+	rtxPerSec = 2048
+)
+
+// resend answers a NACK of one output number (RFC 4588). Without an RTX format or SSRC nothing is sent: the same
+// number must not be sealed over other bytes, and the header extensions would differ.
+func (o *output) resend(seq uint16, now time.Time) {
+	e, src := o.e, o.source
+	if src == nil || o.rtx == 0 || e.rtxBudget <= 0 {
+		return
+	}
+	stats := &e.c.stats
+	encoding, in, off, ok := o.stream.Source(seq)
+	if !ok {
+		stats.RetransmitMissed++
+		return
+	}
+	r, ok := src.encodings[encoding].history.Get(in)
+	if !ok {
+		stats.RetransmitMissed++
+		return
+	}
+	format := e.formats[r.PT()]
+	if format.rtx == 0 || len(r.Payload)+2 > len(e.c.scratch.payload) {
+		return
+	}
+	e.rtxBudget--
+	b := append(e.c.scratch.payload[:0], byte(seq>>8), byte(seq))
+	b = append(b, r.Payload...)
+	if format.codec == codec.VP8 {
+		var f codec.Frame
+		if codec.ParseVP8(b[2:], &f) {
+			project.Rewrite(b[2:], &f, off)
+		}
+	}
+	o.rtxSeq++
+	h := packet.Header{
+		PT: format.rtx, Marker: r.Marker(), Seq: o.rtxSeq, Timestamp: r.Timestamp() + off.Timestamp, SSRC: o.rtx,
+	}
+	header := o.header(h, &r, off)
+	n := uint64(len(header) + len(b))
+	e.packetsOut++
+	e.bytesOut += n
+	stats.PacketsOut++
+	stats.BytesOut += n
+	stats.Retransmitted++
+	e.leg.SendRTP(header, b)
+}
+
+// report sends a sender report: the last one of the encoding that is forwarded, mapped and brought up to now.
+func (o *output) report(now time.Time) {
+	o.reportDue = false
+	if o.source == nil || o.packets == 0 {
+		return
+	}
+	current := o.stream.Current()
+	if current < 0 {
+		return
+	}
+	enc := o.source.encodings[current]
+	sr, at, ok := enc.stream.LastSR()
+	if !ok {
+		return
+	}
+	ts, ok := o.stream.MapTimestamp(current, sr.Timestamp)
+	if !ok {
+		return
+	}
+	elapsed := now.Sub(at)
+	sr.NTP += uint64(elapsed/time.Second)<<32 + uint64(elapsed%time.Second)<<32/uint64(time.Second)
+	ts += uint32(int64(elapsed/time.Microsecond) * int64(o.stream.Clock) / 1e6)
+	sr.SSRC, sr.Timestamp, sr.Packets, sr.Octets = o.ssrc, ts, o.packets, o.octets
+	o.e.leg.SendRTCP(packet.AppendSR(o.e.c.scratch.rtcp[:0], sr))
+}

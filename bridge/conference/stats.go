@@ -1,0 +1,66 @@
+package conference
+
+import "time"
+
+// Stats returns the counters and what is in the conference now, without details.
+func (c *Conference) Stats() Stats {
+	s := c.stats
+	s.Endpoints = len(c.order)
+	for _, e := range c.order {
+		speaks, shows := false, false
+		for _, src := range e.sources {
+			if src.kind == Audio {
+				s.AudioSources++
+				speaks = speaks || c.lastMedia.Sub(src.spoke) < time.Second
+				continue
+			}
+			s.VideoSources++
+			for _, enc := range src.encodings {
+				shows = shows || enc.active
+				expected, received := enc.stream.Counts()
+				s.ExpectedIn += expected
+				if expected > received {
+					s.LostIn += expected - received
+				}
+			}
+		}
+		if speaks {
+			s.AudioSpeakers++
+		}
+		if shows {
+			s.VideoSenders++
+		}
+	}
+	return s
+}
+
+// Snapshot is Stats with details for a debug page.
+func (c *Conference) Snapshot(now time.Time) Stats {
+	s := c.Stats()
+	for _, e := range c.order {
+		d := EndpointStats{
+			ID: e.id, Active: !e.inactive,
+			PacketsIn: e.packetsIn, BytesIn: e.bytesIn, PacketsOut: e.packetsOut, BytesOut: e.bytesOut,
+		}
+		for _, src := range e.sources {
+			ss := SourceStats{Name: src.name, Receivers: len(src.takers), MaxHeight: src.maxHeight()}
+			for _, enc := range src.encodings {
+				var bps int64
+				for i := range enc.rates {
+					bps += enc.rates[i].BPS(now)
+				}
+				ss.Bitrates, ss.Heights = append(ss.Bitrates, bps), append(ss.Heights, enc.height)
+			}
+			d.Sources = append(d.Sources, ss)
+		}
+		for _, o := range e.outputs {
+			if o.source != nil {
+				d.Forwarded = append(d.Forwarded, ForwardedStats{
+					Source: o.name, SSRC: o.ssrc, Encoding: o.stream.Current(), Packets: uint64(o.packets),
+				})
+			}
+		}
+		s.Details = append(s.Details, d)
+	}
+	return s
+}

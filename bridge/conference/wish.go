@@ -1,0 +1,157 @@
+package conference
+
+import (
+	"math"
+	"slices"
+	"time"
+
+	"plenum/bridge/allocate"
+	"plenum/bridge/project"
+)
+
+// changed says that an input of allocation is new. Allocation follows at once, or in a burst of changes with the
+// next Flush or Tick.
+func (c *Conference) changed(now time.Time) {
+	c.stale = true
+	c.reallocate(now)
+}
+
+// reallocate does allocation for everybody, but not more often than the conference's size allows.
+func (c *Conference) reallocate(now time.Time) {
+	pause := max(20*time.Millisecond, time.Duration(len(c.order))*500*time.Microsecond)
+	if since := now.Sub(c.allocatedAt); since >= 0 && since < pause && len(c.order) > 3 {
+		return
+	}
+	c.stale = false
+	c.allocatedAt, c.nextAll = now, now.Add(5*time.Second)
+	c.allocate(c.order, now)
+}
+
+// speechOrder lists the endpoints, the last speaker first, those who never spoke in order of joining.
+func (c *Conference) speechOrder() []*Endpoint {
+	if c.spoken != nil || len(c.order) == 0 {
+		return c.spoken
+	}
+	c.spoken = make([]*Endpoint, 0, len(c.order))
+	add := func(e *Endpoint) {
+		if e != nil && !slices.Contains(c.spoken, e) {
+			c.spoken = append(c.spoken, e)
+		}
+	}
+	add(c.endpoints[c.dominant])
+	for _, id := range c.speech.Recent(nil) {
+		add(c.endpoints[id])
+	}
+	first := len(c.spoken)
+	for _, e := range c.order {
+		if !slices.Contains(c.spoken[:first], e) {
+			c.spoken = append(c.spoken, e)
+		}
+	}
+	return c.spoken
+}
+
+// allocate decides what the given receivers get, and tells them and the senders what is new.
+func (c *Conference) allocate(receivers []*Endpoint, now time.Time) {
+	all := c.scratch.sources[:0]
+	for _, e := range c.speechOrder() {
+		for _, src := range e.sources {
+			if src.kind == Video {
+				all = append(all, allocate.Source{
+					Name: src.name, Owner: string(e.id), Desktop: src.desktop,
+					Enabled: src.enabled && !e.muted[Video], Layers: src.choices(now),
+				})
+			}
+		}
+	}
+	c.scratch.sources = all
+	for _, e := range receivers {
+		e.allocate(all, now)
+	}
+	for _, e := range c.order {
+		for _, src := range e.sources {
+			if src.kind != Video {
+				continue
+			}
+			if h := src.maxHeight(); h != src.told && e.channel {
+				src.told = h
+				c.cfg.Events.SenderSourceConstraints(e.id, src.name, h)
+			}
+			c.askKey(src, now)
+		}
+	}
+}
+
+// allocate decides what one receiver gets.
+func (e *Endpoint) allocate(all []allocate.Source, now time.Time) {
+	c := e.c
+	mine := e.choices[:0]
+	for _, s := range all {
+		if s.Owner != string(e.id) {
+			mine = append(mine, s)
+		}
+	}
+	e.choices = mine
+	e.results = allocate.Allocate(e.results[:0], &e.settings, mine, math.MaxInt64)
+	// What is not wanted any more may give its slot to what is, so that comes first.
+	for _, r := range e.results {
+		if src := c.sources[r.Name]; src != nil {
+			src.want(e, r.Effective.MaxHeight)
+		}
+	}
+	names, maps := c.scratch.names[:0], c.scratch.mappings[:0]
+	for _, wanted := range [2]bool{true, false} {
+		for _, r := range e.results {
+			src := c.sources[r.Name]
+			if src == nil || r.Wanted != wanted {
+				continue
+			}
+			var o *output
+			if e.channel || !e.caps.Rewriting {
+				if wanted || src.enabled {
+					var fresh bool
+					if o, fresh = e.slot(src, wanted, now); fresh {
+						maps = append(maps, o.mapping())
+					}
+				} else {
+					o = e.gets[src]
+				}
+			}
+			if o == nil {
+				continue
+			}
+			if r.Layer < 0 || !e.ready() {
+				o.stream.SetTarget(-1, 0)
+				continue
+			}
+			encoding, tid := r.Layer>>3, r.Layer&7
+			if tid == src.encodings[encoding].top {
+				tid = project.AllLayers
+			}
+			waited := o.stream.Waiting()
+			before, _ := o.stream.Target()
+			o.stream.SetTarget(encoding, tid)
+			if o.stream.Waiting() && (!waited || before != encoding) && !src.keyInBatch(encoding) {
+				src.keys.Ask()
+			}
+			names = append(names, src.name)
+		}
+	}
+	c.scratch.names, c.scratch.mappings = names, maps
+	e.tell(Video, maps)
+	if !sameSet(names, e.forwarded) {
+		e.forwarded = append(e.forwarded[:0], names...)
+		if e.channel {
+			c.cfg.Events.ForwardedSources(e.id, e.forwarded)
+		}
+	}
+}
+
+// keyInBatch reports whether a key frame of that encoding waits for the next fan-out.
+func (src *source) keyInBatch(encoding int) bool {
+	return slices.ContainsFunc(src.batch, func(p project.Packet) bool { return p.Encoding == encoding && p.Frame.Key })
+}
+
+func sameSet(a, b []string) bool {
+	return len(a) == len(b) && !slices.ContainsFunc(a, func(s string) bool { return !slices.Contains(b, s) })
+}

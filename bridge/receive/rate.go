@@ -1,0 +1,41 @@
+package receive
+
+import "time"
+
+const (
+	rateBuckets = 5
+	bucketSpan  = 200 * time.Millisecond
+)
+
+// A Rate measures bits per second over about the last second. The zero value is ready to use.
+type Rate struct {
+	bytes [rateBuckets]int64
+	at    int64 // number of the newest bucket
+}
+
+// Add counts n bytes at now, which does not go back.
+func (r *Rate) Add(n int, now time.Time) {
+	r.advance(now)
+	r.bytes[r.at%rateBuckets] += int64(n)
+}
+
+// BPS is the rate at now, in bits per second.
+func (r *Rate) BPS(now time.Time) (bps int64) {
+	r.advance(now)
+	for _, b := range r.bytes {
+		bps += 8 * b
+	}
+	return bps * int64(time.Second/bucketSpan) / rateBuckets
+}
+
+func (r *Rate) advance(now time.Time) {
+	at := now.UnixNano() / int64(bucketSpan)
+	if at-r.at >= rateBuckets {
+		r.bytes = [rateBuckets]int64{}
+		r.at = at
+	}
+	for r.at < at {
+		r.at++
+		r.bytes[r.at%rateBuckets] = 0
+	}
+}
