@@ -196,20 +196,11 @@ func (c *Conference) electOwner() {
 // reconcile brings the sessions to what they should be: everybody has one while enough people are
 // there; the last one keeps it for a while. It is run after every event, so nothing else invites.
 func (c *Conference) reconcile(now time.Time) {
-	people, sessions := 0, 0
-	for _, p := range c.participants {
-		if !p.Hidden {
-			people++
-		}
-		if p.session != nil {
-			sessions++
-		}
-	}
 	switch {
-	case people >= c.cfg.MinParticipants:
+	case c.people() >= c.cfg.MinParticipants:
 		c.cancelTimer(timerLonely)
 		c.inviteAll(now)
-	case sessions > 0:
+	case slices.ContainsFunc(c.participants, func(p *participant) bool { return p.session != nil }):
 		if _, running := c.timers[timerLonely]; !running {
 			c.setTimer(now, timerLonely, c.cfg.LonelyTimeout)
 		}
@@ -340,6 +331,17 @@ func (c *Conference) participant(nick string) *participant {
 		}
 	}
 	return nil
+}
+
+// people counts those that make a conference.
+func (c *Conference) people() int {
+	n := 0
+	for _, p := range c.participants {
+		if !p.Hidden {
+			n++
+		}
+	}
+	return n
 }
 
 func (c *Conference) inUse() []fleet.InUse {

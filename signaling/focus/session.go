@@ -159,11 +159,9 @@ func remoteTransport(in jingle.Session) (*jingle.Transport, *xmpp.StanzaError) {
 func (c *Conference) terminated(now time.Time, p *participant, in jingle.Session, accept func()) *xmpp.StanzaError {
 	s := p.session
 	restart := in.Bridge != nil && in.Bridge.Restart
-	if s == nil {
-		return notActive()
-	}
-	if s.sid != in.SID {
-		if restart && s.state != active {
+	if s == nil || s.sid != in.SID {
+		coming := s == nil && !p.uninvited && c.people() >= c.cfg.MinParticipants || s != nil && s.state != active
+		if restart && coming {
 			accept() // it crossed with the new offer that it asks for
 			return nil
 		}
