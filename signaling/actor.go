@@ -2,6 +2,7 @@ package signaling
 
 import (
 	"log/slog"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -13,6 +14,7 @@ import (
 	"plenum/signaling/rooms"
 	"plenum/wire/colibri"
 	"plenum/wire/jid"
+	"plenum/wire/meet"
 	"plenum/wire/xmpp"
 )
 
@@ -51,11 +53,13 @@ type actor struct {
 	over    bool
 }
 
-// idPrefix begins the ids of IQs of our focus to occupants; the rest is the focus.RequestID.
+// idPrefix begins the ids of IQs of our focus to occupants; the rest is the focus.RequestID. Those that
+// want no answer all have number 0.
 const idPrefix = "focus-"
 
 // run takes letters until the room is over, its lease is lost, or the shard stops.
 func (a *actor) run() {
+	defer a.contain()
 	for !a.over {
 		select {
 		case <-a.box.wake:
@@ -81,9 +85,22 @@ func (a *actor) run() {
 		}
 		a.hall.cfg.Metrics.step.Observe(time.Since(now).Seconds())
 	}
+}
+
+// contain ends what belongs to the room's goroutine. A panic is a broken invariant of one room; it ends
+// that room, whose people start anew, and no other.
+func (a *actor) contain() {
 	for _, t := range a.timers {
 		t.Stop()
 	}
+	p := recover()
+	if p == nil {
+		return
+	}
+	a.hall.cfg.Metrics.panics.Inc()
+	a.log.Error("room failed", "panic", p, "stack", string(debug.Stack()))
+	defer func() { _ = recover() }() // nothing more can be done for it
+	a.flush(time.Now(), a.room.Destroy("The room has failed"))
 }
 
 // flush hands out what left the room. Events and IQs to our focus are kept for settle, so that the
@@ -115,7 +132,7 @@ func (a *actor) flush(now time.Time, out muc.Output) {
 
 // event keeps the books on one event of the room and passes it on.
 func (a *actor) event(now time.Time, e muc.Event) {
-	isFocus := e.Nick == muc.FocusNick && e.JID.Bare() == a.hall.self.JID.Bare()
+	isFocus := e.Nick == meet.FocusNick && e.JID.Bare() == a.hall.self.JID.Bare()
 	switch {
 	case e.JID.IsZero() || isFocus && a.hall.ownFocus():
 		return
@@ -204,16 +221,15 @@ func (a *actor) perform(now time.Time, action focus.Action) {
 	case focus.Reply:
 		a.say(now, act.IQ)
 	case focus.SetPresence:
-		p := xmpp.Presence("", "", "", a.occupant(muc.FocusNick))
-		if _, in := a.room.Address(muc.FocusNick); !in {
-			p.Add(xmpp.New("http://jabber.org/protocol/muc", "x"))
+		p := xmpp.Presence("", "", "", a.occupant(meet.FocusNick))
+		if _, in := a.room.Address(meet.FocusNick); !in {
+			p.Add(xmpp.New(meet.NSMUC, "x"))
 		}
 		a.say(now, p.Add(act.Children...))
 	case focus.Affiliate:
 		if real, in := a.room.Address(act.Nick); in {
-			const admin = "http://jabber.org/protocol/muc#admin"
-			item := xmpp.New(admin, "item", "affiliation", act.Affiliation, "jid", real.Bare().String())
-			a.say(now, xmpp.IQ("set", "affiliate", "", a.jid.String(), xmpp.New(admin, "query").Add(item)))
+			item := xmpp.New(meet.NSMUCAdmin, "item", "affiliation", act.Affiliation, "jid", real.Bare().String())
+			a.say(now, xmpp.IQ("set", "affiliate", "", a.jid.String(), xmpp.New(meet.NSMUCAdmin, "query").Add(item)))
 		}
 	case focus.BridgeRequest:
 		a.hall.askBridge(a, act)

@@ -1,9 +1,11 @@
 package signaling
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"strings"
 	"sync"
@@ -16,12 +18,14 @@ import (
 	"plenum/signaling/rooms"
 	"plenum/wire/colibri"
 	"plenum/wire/jid"
+	"plenum/wire/jingle"
+	"plenum/wire/meet"
 	"plenum/wire/xmpp"
 )
 
 const (
 	hallRoom = "golden@conference.meet.local"
-	hallMUC  = "http://jabber.org/protocol/muc"
+	hallMUC  = meet.NSMUC
 )
 
 // A guest is a session without a socket. It keeps the roster that a client would have.
@@ -94,6 +98,9 @@ type lobby struct {
 	h    *hall
 	mu   sync.Mutex
 	here map[jid.JID]*guest
+
+	log    bytes.Buffer // read when the hall has ended
+	panics int          // expected in it
 }
 
 // newLobby starts a hall that ends with the test.
@@ -111,6 +118,7 @@ func newLobby(t *testing.T, change func(*hallConfig)) *lobby {
 		}
 		return true
 	}}
+	cfg.Log = slog.New(slog.NewTextHandler(&l.log, nil))
 	if change != nil {
 		change(&cfg)
 	}
@@ -127,6 +135,9 @@ func (l *lobby) run(f func(ctx context.Context)) {
 	cancel()
 	if err := <-done; err != nil {
 		l.t.Error(err)
+	}
+	if n := strings.Count(l.log.String(), "room failed"); n != l.panics {
+		l.t.Errorf("%d rooms failed:\n%s", n, l.log.String())
 	}
 	l.h.mu.Lock()
 	defer l.h.mu.Unlock()
@@ -374,6 +385,94 @@ func TestBridges(t *testing.T) {
 	})
 }
 
+// TestCall: two people get an offer from the bridge they share; when it dies, from the other one; when
+// one of them is left alone, nothing more.
+func TestCall(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLobby(t, nil)
+		l.run(func(context.Context) {
+			bridges := map[string]*guest{"jvb1": l.bridge("jvb1"), "jvb2": l.bridge("jvb2")}
+			used := make(map[string]int) // endpoints asked of each bridge
+			const brewery = "jvbbrewery@internal.auth.meet.local"
+			for name, b := range bridges {
+				b.answer = func(iq *xmpp.Element) *xmpp.Element {
+					m, err := colibri.ParseModify(iq.First())
+					if err != nil {
+						return xmpp.ErrorReply(iq, xmpp.StanzaError{Condition: xmpp.BadRequest})
+					}
+					var made colibri.ConferenceModified
+					for _, e := range m.Endpoints {
+						if e.Create {
+							used[name]++
+							made.Endpoints = append(made.Endpoints, colibri.Endpoint{ID: e.ID, Transport: &colibri.Transport{ICE: &jingle.Transport{
+								Ufrag: "ufrag", Pwd: "a-password-of-22-bytes", RTCPMux: true,
+								Fingerprints: []jingle.Fingerprint{{Hash: "sha-256", Setup: "actpass", Value: strings.Repeat("AB:", 31) + "AB"}},
+								Candidates: []jingle.Candidate{{ID: "1", Foundation: "1", Component: 1, Priority: 1, Protocol: "udp", Type: "host",
+									IP: "192.0.2.1", Port: 10000}},
+							}}})
+						}
+					}
+					return xmpp.Result(iq, made.Element())
+				}
+				l.join(b, brewery)
+				stats := colibri.Stats{{Name: "stress_level", Value: "0"}, {Name: "drain", Value: "false"}}
+				l.h.Stanza(b, xmpp.Presence("", "", "", brewery+"/"+name, stats.Element()))
+			}
+			l.open(hallRoom)
+			people := []*guest{l.guest("ann"), l.guest("bob")}
+			for _, g := range people {
+				g.answer = func(iq *xmpp.Element) *xmpp.Element {
+					if q := iq.Child(xmpp.NSDisco, "query"); q != nil {
+						list := xmpp.New(xmpp.NSDisco, "query")
+						for _, f := range []string{"urn:xmpp:jingle:apps:rtp:audio", "urn:xmpp:jingle:apps:rtp:video", "http://jitsi.org/ssrc-rewriting-1"} {
+							list.Add(xmpp.New(xmpp.NSDisco, "feature", "var", f))
+						}
+						return xmpp.Result(iq, list)
+					}
+					return xmpp.Result(iq)
+				}
+				l.join(g, hallRoom)
+			}
+			offers := func(g *guest) (sids []string) {
+				for _, e := range g.take() {
+					j := e.ChildNamed("jingle")
+					if j.Attr("action") == "session-initiate" {
+						if e.Attr("from") != hallRoom+"/focus" || e.Attr("to") != g.jid.String() {
+							t.Errorf("offer from %s to %s", e.Attr("from"), e.Attr("to"))
+						}
+						sids = append(sids, j.Attr("sid"))
+					}
+				}
+				return sids
+			}
+			synctest.Wait()
+			for _, g := range people {
+				if n := offers(g); len(n) != 1 {
+					t.Fatalf("%s has got %d offers", g.nick, len(n))
+				}
+			}
+			if len(used) != 1 {
+				t.Fatalf("bridges used: %v", used)
+			}
+			for name := range used {
+				l.gone(bridges[name])
+			}
+			synctest.Wait()
+			for _, g := range people {
+				if n := offers(g); len(n) != 1 {
+					t.Fatalf("%s has got %d offers after the bridge died", g.nick, len(n))
+				}
+			}
+			if len(used) != 2 {
+				t.Fatalf("bridges used: %v", used)
+			}
+			for _, g := range people {
+				l.gone(g)
+			}
+		})
+	})
+}
+
 // TestLeaseLost: a room whose lease is lost ends, and says so.
 func TestLeaseLost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -517,10 +616,129 @@ func TestAddresses(t *testing.T) {
 			}
 			synctest.Wait()
 			ann.take()
+			bob := l.guest("bob")
+			l.open("golden@conference.club.meet.local") // a tenant's
 			l.open(hallRoom)
+			l.join(bob, "golden@conference.club.meet.local")
+			synctest.Wait()
+			if !bob.in() || bob.take()[0].Attr("from") != "golden@conference.club.meet.local/focus" {
+				t.Error("not in the tenant's room")
+			}
 			if got := ask(xmpp.Presence("", "", "", hallRoom+"/ann", xmpp.New(hallMUC, "x"))); got != "resource-constraint" {
 				t.Errorf("room number %d: %q", maxSeats+1, got)
 			}
 		})
 	})
+}
+
+// TestStockFocus: with an account named focus there is no focus of our own; that session opens rooms,
+// and clients wait for it.
+func TestStockFocus(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLobby(t, func(c *hallConfig) { c.Stock = true })
+		l.run(func(context.Context) {
+			jicofo := &guest{jid: jid.MustParse("focus@auth.meet.local/focus"), nick: "focus", account: "focus@auth.meet.local", roster: make(map[string]string)}
+			l.here[jicofo.jid] = jicofo
+			ann, jvb := l.guest("ann"), l.bridge("jvb1")
+			l.join(jicofo, "jvbbrewery@internal.auth.meet.local")
+			l.join(jvb, "jvbbrewery@internal.auth.meet.local")
+			l.join(ann, hallRoom)
+			synctest.Wait()
+			if ann.in() || jvb.others()["focus"] == "" || jicofo.others()["jvb1"] == "" {
+				t.Fatalf("before: jvb sees %v, focus sees %v", jvb.others(), jicofo.others())
+			}
+			l.join(jicofo, hallRoom)
+			l.join(ann, hallRoom)
+			synctest.Wait()
+			if !ann.in() || ann.others()["focus"] == "" || jicofo.others()["ann"] == "" {
+				t.Fatalf("ann sees %v, focus sees %v", ann.others(), jicofo.others())
+			}
+			jicofo.take()
+			ping := xmpp.New("x", "y")
+			l.h.Stanza(ann, xmpp.IQ("set", "a1", "", hallRoom+"/focus", ping))
+			synctest.Wait()
+			asked := jicofo.take()
+			if len(asked) != 1 || asked[0].Attr("from") != hallRoom+"/ann" {
+				t.Fatalf("focus got %v", asked)
+			}
+			l.h.Stanza(jicofo, xmpp.Result(asked[0]))
+			synctest.Wait()
+			if got := ann.take(); got[len(got)-1].Attr("id") != "a1" || got[len(got)-1].Attr("type") != "result" {
+				t.Fatalf("ann got %v", got[len(got)-1])
+			}
+			l.leave(ann, hallRoom)
+			l.leave(jicofo, hallRoom)
+			synctest.Wait()
+			if l.h.find(jid.MustParse(hallRoom)) != nil {
+				t.Fatal("an empty room stays")
+			}
+			l.gone(jicofo)
+			l.gone(jvb)
+		})
+	})
+}
+
+// TestContained: a programming error in one room ends that room alone.
+func TestContained(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLobby(t, nil)
+		l.panics = 1
+		l.run(func(context.Context) {
+			ann, far := l.guest("ann"), l.guest("far")
+			l.open(hallRoom)
+			l.open("other@conference.meet.local")
+			l.join(ann, hallRoom)
+			l.join(far, "other@conference.meet.local")
+			synctest.Wait()
+			l.h.find(jid.MustParse(hallRoom)).box.control(func(time.Time) { panic("muc: a test") })
+			synctest.Wait()
+			if ann.in() || l.h.find(jid.MustParse(hallRoom)) != nil {
+				t.Error("a failed room stays")
+			}
+			l.presence(far, "other@conference.meet.local", "fine")
+			synctest.Wait()
+			if !far.in() {
+				t.Error("another room has suffered")
+			}
+			l.open(hallRoom)
+			l.join(ann, hallRoom)
+			synctest.Wait()
+			if !ann.in() {
+				t.Error("a failed room cannot be opened again")
+			}
+		})
+	})
+}
+
+// BenchmarkJoins: how long a room of 500 takes to fill, per stanza that it delivers.
+func BenchmarkJoins(b *testing.B) {
+	const n = 500
+	frames := 0
+	for b.Loop() {
+		done := make(chan struct{})
+		left := n * (n + 1) // presences of the focus, of everybody to everybody, own included
+		h := newHall(hallConfig{Domain: "meet.local", Deliver: func(_ jid.JID, f *xmpp.Frame) bool {
+			frames++
+			if strings.HasPrefix(string(f.Bytes[:9]), "<presence") && left > 0 {
+				if left--; left == 0 {
+					close(done)
+				}
+			}
+			return true
+		}})
+		ctx, cancel := context.WithCancel(context.Background())
+		ended := make(chan error, 1)
+		go func() { ended <- h.Run(ctx) }()
+		if err := h.conferenceRoom(ctx, jid.MustParse(hallRoom)); err != nil {
+			b.Fatal(err)
+		}
+		for i := range n {
+			g := &guest{jid: jid.MustParse(fmt.Sprintf("g%d@meet.local/r", i)), nick: fmt.Sprintf("g%d", i)}
+			h.Stanza(g, xmpp.Presence("", "", "", hallRoom+"/"+g.nick, xmpp.New(hallMUC, "x"), xmpp.New("", "SourceInfo").AddText("{}")))
+		}
+		<-done
+		cancel()
+		<-ended
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(frames), "ns/stanza")
 }

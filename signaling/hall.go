@@ -10,6 +10,7 @@ import (
 	"io"
 	"log/slog"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -18,6 +19,7 @@ import (
 	"plenum/signaling/muc"
 	"plenum/signaling/rooms"
 	"plenum/wire/jid"
+	"plenum/wire/meet"
 	"plenum/wire/xmpp"
 )
 
@@ -107,6 +109,9 @@ func newHall(cfg hallConfig) *hall {
 	if cfg.Fleet == nil {
 		cfg.Fleet = fleet.New()
 	}
+	if cfg.Focus.Caps == nil {
+		cfg.Focus.Caps = new(capsCache)
+	}
 	if cfg.Metrics == nil {
 		cfg.Metrics = newMetrics(nil)
 	}
@@ -195,7 +200,7 @@ func (h *hall) Stanza(s sender, el *xmpp.Element) {
 	switch {
 	case to.Domain() == h.metadata:
 		room = h.roomOf(from.JID, el)
-	case to.Domain() != h.conference && to.Domain() != h.internal:
+	case !h.isConference(to) && !h.isInternal(to):
 		h.refuse(from.JID, el, "address", xmpp.StanzaError{Condition: xmpp.ServiceUnavailable})
 		return
 	case to.Local() == "":
@@ -241,7 +246,7 @@ func (h *hall) Gone(s sender) {
 // conferenceRoom opens a room, or finds it open, with the focus in it: what a conference request asks for.
 func (h *hall) conferenceRoom(ctx context.Context, room jid.JID) error {
 	h.cfg.Metrics.requests.Inc()
-	if room.Domain() != h.conference || room.Local() == "" || !room.IsBare() {
+	if !h.isConference(room) || room.Local() == "" || !room.IsBare() {
 		return xmpp.StanzaError{Condition: xmpp.BadRequest, Text: "No such room address"}
 	}
 	if h.cfg.Stock { // the request has to go to the session of the stock Jicofo
@@ -257,7 +262,7 @@ func (h *hall) Debug(room string) any {
 		return h.overview()
 	}
 	j, err := jid.Parse(room)
-	if err != nil || j.Domain() != h.conference && j.Domain() != h.internal {
+	if err != nil || !h.isConference(j) && !h.isInternal(j) {
 		if j, err = jid.New(room, h.conference, ""); err != nil {
 			return nil
 		}
@@ -325,6 +330,13 @@ func (h *hall) sizes() sizes {
 
 func (h *hall) ownFocus() bool               { return !h.cfg.Stock }
 func (h *hall) isInternal(room jid.JID) bool { return room.Domain() == h.internal }
+
+// isConference: rooms are at conference.DOMAIN, those of a tenant at conference.TENANT.DOMAIN, as the
+// client writes them. They are different rooms, so nothing has to be mapped.
+func (h *hall) isConference(room jid.JID) bool {
+	d := room.Domain()
+	return d == h.conference || strings.HasPrefix(d, "conference.") && strings.HasSuffix(d, "."+h.cfg.Domain)
+}
 
 // mayCreate: conferences are made by the conference request, breweries by the first service that comes,
 // and by a stock Jicofo both.
@@ -472,7 +484,7 @@ func (h *hall) begin(ctx context.Context, a *actor) error {
 	a.room = muc.New(cfg)
 	switch {
 	case a.fleet:
-		a.say(now, xmpp.Presence("", "", "", a.occupant(muc.FocusNick), xmpp.New("http://jabber.org/protocol/muc", "x")))
+		a.say(now, xmpp.Presence("", "", "", a.occupant(meet.FocusNick), xmpp.New(meet.NSMUC, "x")))
 	case h.ownFocus() && !h.isInternal(a.jid):
 		f := h.cfg.Focus
 		f.Room, f.Self, f.MeetingID, f.Fleet = a.jid, h.self.JID, cfg.MeetingID, h.cfg.Fleet
@@ -596,7 +608,7 @@ func (h *hall) service(from muc.Sender, el *xmpp.Element) {
 			xmpp.New(xmpp.NSDisco, "identity", "category", "conference", "type", "text", "name", "Chatrooms"),
 			xmpp.New(xmpp.NSDisco, "feature", "var", xmpp.NSDisco),
 			xmpp.New(xmpp.NSDisco, "feature", "var", xmpp.NSItems),
-			xmpp.New(xmpp.NSDisco, "feature", "var", "http://jabber.org/protocol/muc"),
+			xmpp.New(xmpp.NSDisco, "feature", "var", meet.NSMUC),
 			xmpp.New(xmpp.NSDisco, "feature", "var", "urn:xmpp:occupant-id:0"))
 	case get && el.Child(xmpp.NSItems, "query") != nil:
 		payload = xmpp.New(xmpp.NSItems, "query")

@@ -23,6 +23,7 @@ type metrics struct {
 	lost       prometheus.Counter   // deliveries to nobody
 	step       prometheus.Histogram // seconds from taking a batch of letters to having sent everything
 	joins      prometheus.Counter
+	panics     prometheus.Counter
 
 	hall atomic.Pointer[hall] // for what is counted when asked
 }
@@ -41,6 +42,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		conferenceSeconds:  counter("plenum_shard_conference_seconds_total", "Duration of completed conferences in seconds."),
 		deliveries:         counter("plenum_shard_deliveries_total", "Stanzas handed to sessions by rooms."),
 		lost:               counter("plenum_shard_deliveries_lost_total", "Stanzas for sessions that do not exist any more or take nothing."),
+		panics:             counter("plenum_shard_room_panics_total", "Rooms that ended by a programming error."),
 		joins:              counter("plenum_shard_joins_total", "People and services that entered a room."),
 		stanzas: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "plenum_shard_stanzas_total",
 			Help: "Stanzas that came to rooms."}, []string{"kind"}),
@@ -62,7 +64,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		})
 	}
 	reg.MustRegister(m.conferencesCreated, m.requests, m.requestsNew, m.participants, m.lostBridges, m.conferenceSeconds,
-		m.deliveries, m.lost, m.joins, m.stanzas, m.refusals, m.step,
+		m.deliveries, m.lost, m.joins, m.panics, m.stanzas, m.refusals, m.step,
 		gauge("jitsi_jicofo_conferences", "Running count of conferences.", func(h *hall) float64 { return float64(h.sizes().conferences) }),
 		gauge("jitsi_jicofo_participants_current", "The current number of participants.", func(h *hall) float64 { return float64(h.sizes().people) }),
 		gauge("jitsi_jicofo_largest_conference", "The current largest conference.", func(h *hall) float64 { return float64(h.sizes().largest) }),

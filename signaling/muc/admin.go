@@ -2,19 +2,14 @@ package muc
 
 import (
 	"plenum/wire/jid"
+	"plenum/wire/meet"
 	"plenum/wire/xmpp"
 )
 
 // granted are the permissions that a person without a token gets when it becomes moderator, as recorded
 // from the real server (traces, corrections to section 3.3).
-var granted = func() *xmpp.Element {
-	p := xmpp.New(nsMeet, "permissions")
-	for _, name := range []string{"transcription", "livestreaming", "live-translation-subscribe", "outbound-call", "recording",
-		"flip", "live-translation", "send-groupchat", "create-polls"} {
-		p.Add(xmpp.New(nsMeet, "p", "name", name, "val", "true"))
-	}
-	return p
-}()
+var granted = meet.Permissions("transcription", "livestreaming", "live-translation-subscribe", "outbound-call", "recording",
+	"flip", "live-translation", "send-groupchat", "create-polls")
 
 // adminRequest answers muc#admin: affiliations and kicks. It reports whether st is one.
 func (r *Room) adminRequest(from Sender, o *occupant, st *xmpp.Element) bool {
@@ -136,7 +131,7 @@ func (r *Room) kick(actor *occupant, nick string, reason *xmpp.Element) (why xmp
 	switch {
 	case o == nil:
 		return noSuchItem, false
-	case nick == FocusNick && !r.cfg.Focus.IsZero():
+	case nick == meet.FocusNick && !r.cfg.Focus.IsZero():
 		return notAllowed, false
 	}
 	bare := o.JID.Bare()
@@ -225,4 +220,14 @@ func (r *Room) configure(form *xmpp.Element) (changed bool) {
 	changed = password != r.password || members != r.membersOnly
 	r.password, r.membersOnly = password, members
 	return changed
+}
+
+// field makes one field of a data form (XEP-0004).
+func field(name, typ, value string, options ...*xmpp.Element) *xmpp.Element {
+	f := xmpp.New(nsData, "field", "type", typ, "var", name).Add(options...)
+	return f.Add(xmpp.New(nsData, "value").AddText(value))
+}
+
+func option(value string) *xmpp.Element {
+	return xmpp.New(nsData, "option").Add(xmpp.New(nsData, "value").AddText(value))
 }

@@ -1,9 +1,8 @@
 package muc
 
 import (
-	"strconv"
-
 	"plenum/wire/jid"
+	"plenum/wire/meet"
 	"plenum/wire/xmpp"
 )
 
@@ -77,30 +76,12 @@ func (r *Room) discoInfo(from Sender, o *occupant, st *xmpp.Element) {
 		r.refuse(from.JID, st, forbidden)
 		return
 	}
-	secured, open := "muc_unsecured", "muc_open"
-	if r.password != "" {
-		secured = "muc_passwordprotected"
+	info := meet.RoomInfo{
+		Name: r.cfg.JID.Local(), MeetingID: r.cfg.MeetingID, Created: r.created,
+		Password: r.password != "", MembersOnly: r.membersOnly, Occupants: len(r.order),
 	}
-	if r.membersOnly {
-		open = "muc_membersonly"
-	}
-	q := xmpp.New(xmpp.NSDisco, "query", "node", st.Child(xmpp.NSDisco, "query").Attr("node"))
-	q.Add(xmpp.New(xmpp.NSDisco, "identity", "category", "conference", "type", "text"))
-	for _, f := range []string{nsMUC, secured, open, "muc_hidden", "muc_nonanonymous", "muc_temporary", "muc_unmoderated",
-		nsMUC + "#stable_id", nsMUC + "#self-ping-optimization", nsOccupantID} {
-		q.Add(xmpp.New(xmpp.NSDisco, "feature", "var", f))
-	}
-	form := xmpp.New(nsData, "x", "type", "result").Add(field("FORM_TYPE", "hidden", nsRoomInfo))
-	if !r.created.IsZero() {
-		form.Add(field("muc#roominfo_created_timestamp", "text-single", strconv.FormatInt(r.created.UnixMilli(), 10)))
-	}
-	form.Add(
-		field("muc#roominfo_occupants", "text-single", strconv.Itoa(len(r.order))),
-		field("muc#roominfo_meetingId", "text-single", r.cfg.MeetingID),
-		field("muc#roomconfig_roomname", "text-single", r.cfg.JID.Local()),
-		field("muc#roomconfig_changesubject", "boolean", "0"),
-	)
-	r.answer(from.JID, xmpp.Result(st, q.Add(form)).SetAttr("to", from.JID.String()))
+	q := info.Element().SetAttr("node", st.Child(xmpp.NSDisco, "query").Attr("node"))
+	r.answer(from.JID, xmpp.Result(st, q).SetAttr("to", from.JID.String()))
 }
 
 // discoItems lists nobody: rooms hide who is in them, and those inside know it from presence.
@@ -110,14 +91,4 @@ func (r *Room) discoItems(from Sender, o *occupant, st *xmpp.Element) {
 		return
 	}
 	r.answer(from.JID, xmpp.Result(st, xmpp.New(xmpp.NSItems, "query")).SetAttr("to", from.JID.String()))
-}
-
-// field makes one field of a data form (XEP-0004).
-func field(name, typ, value string, options ...*xmpp.Element) *xmpp.Element {
-	f := xmpp.New(nsData, "field", "type", typ, "var", name).Add(options...)
-	return f.Add(xmpp.New(nsData, "value").AddText(value))
-}
-
-func option(value string) *xmpp.Element {
-	return xmpp.New(nsData, "option").Add(xmpp.New(nsData, "value").AddText(value))
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"slices"
 
+	"plenum/wire/meet"
 	"plenum/wire/xmpp"
 )
 
@@ -14,23 +15,11 @@ var reserved = []string{"allownersEnabled", "asyncTranscription", "audioTranslat
 
 // onMetadata takes a moderator's change of one key. Everybody gets the whole object after each change.
 func (r *Room) onMetadata(from Sender, st *xmpp.Element) {
-	x := st.Child(nsMeet, "room_metadata")
-	if o := r.jids[from.JID]; x == nil || o == nil || o.affiliation != Owner {
-		r.refuse(from.JID, st, unavailable) // as recorded: without a reason
-		return
-	}
-	var change struct {
-		Key  string          `json:"key"`
-		Data json.RawMessage `json:"data"`
-	}
-	err := json.Unmarshal([]byte(x.Text()), &change)
-	if err != nil || change.Key == "" || slices.Contains(reserved, change.Key) {
-		r.refuse(from.JID, st, unavailable)
-		return
-	}
+	o := r.jids[from.JID]
+	change, err := meet.ParseMetadataChange(st.Child(meet.NS, "room_metadata"))
 	var data bytes.Buffer
-	if len(change.Data) > 0 && json.Compact(&data, change.Data) != nil {
-		r.refuse(from.JID, st, unavailable)
+	if o == nil || o.affiliation != Owner || err != nil || slices.Contains(reserved, change.Key) || json.Compact(&data, change.Data) != nil {
+		r.refuse(from.JID, st, unavailable) // as recorded: without a reason
 		return
 	}
 	if !r.setMetadata(change.Key, data.Bytes()) {
@@ -44,15 +33,12 @@ func (r *Room) startMuted(o *occupant) {
 	if r.cfg.Metadata.IsZero() || o.affiliation != Owner {
 		return
 	}
-	i := slices.IndexFunc(o.children, func(c *xmpp.Element) bool { return c.Is(nsStartMuted, "startmuted") })
+	i := slices.IndexFunc(o.children, func(c *xmpp.Element) bool { return c.Is(meet.NSStartMuted, "startmuted") })
 	if i < 0 {
 		return
 	}
-	c := o.children[i]
-	policy, _ := json.Marshal(struct { // cannot fail
-		Audio bool `json:"audio"`
-		Video bool `json:"video"`
-	}{c.Attr("audio") == "true", c.Attr("video") == "true"})
+	muted, _ := meet.ParseStartMuted(o.children[i])
+	policy, _ := json.Marshal(muted) // two booleans
 	if o.muted == string(policy) {
 		return // an old presence repeated must not undo what came since
 	}
@@ -98,6 +84,8 @@ func (r *Room) sendMetadata(o *occupant) {
 	r.send(o.self, m)
 }
 
+// metadataJSON is the whole object. Its <, > and & are escaped as JSON escapes: clients undo HTML's
+// escapes before they parse it (protocol notes, rule 0.5).
 func (r *Room) metadataJSON(services json.RawMessage) json.RawMessage {
 	all := r.metadata
 	if services != nil {
@@ -115,7 +103,6 @@ func (r *Room) metadataJSON(services json.RawMessage) json.RawMessage {
 }
 
 func (r *Room) metadataMessage(data json.RawMessage) *Stanza {
-	text := `{"type":"room_metadata","metadata":` + string(data) + `}`
-	return &Stanza{Element: xmpp.Message("", "", r.cfg.Metadata.String(), "",
-		xmpp.New(nsMeet, "json-message", "room", r.cfg.JID.String()).AddText(text))}
+	m := meet.JSONMessage{Room: r.cfg.JID.String(), Data: json.RawMessage(`{"type":"room_metadata","metadata":` + string(data) + `}`)}
+	return &Stanza{Element: xmpp.Message("", "", r.cfg.Metadata.String(), "", m.Element())}
 }

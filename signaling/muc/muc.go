@@ -21,26 +21,21 @@ import (
 	"time"
 
 	"plenum/wire/jid"
+	"plenum/wire/meet"
 	"plenum/wire/xmpp"
 )
 
-// FocusNick is the nick by which clients know the focus (protocol notes, section 3.4).
-const FocusNick = "focus"
-
-// Namespaces of rooms.
+// Namespaces of rooms; those of Jitsi are in package meet.
 const (
-	nsMUC        = "http://jabber.org/protocol/muc"
-	nsUser       = "http://jabber.org/protocol/muc#user"
-	nsAdmin      = "http://jabber.org/protocol/muc#admin"
-	nsOwner      = "http://jabber.org/protocol/muc#owner"
-	nsRoomInfo   = "http://jabber.org/protocol/muc#roominfo"
-	nsRoomConfig = "http://jabber.org/protocol/muc#roomconfig"
-	nsData       = "jabber:x:data"
+	nsMUC        = meet.NSMUC
+	nsUser       = meet.NSMUCUser
+	nsAdmin      = meet.NSMUCAdmin
+	nsOwner      = meet.NSMUCOwner
+	nsData       = meet.NSForm
+	nsRoomConfig = meet.NSMUC + "#roomconfig"
 	nsOccupantID = "urn:xmpp:occupant-id:0"
 	nsHints      = "urn:xmpp:hints"
 	nsNick       = "http://jabber.org/protocol/nick"
-	nsMeet       = "http://jitsi.org/jitmeet"
-	nsStartMuted = "http://jitsi.org/jitmeet/start-muted"
 )
 
 // Config says what kind of room it is. JID and Key are required, all else has a default.
@@ -372,7 +367,7 @@ func (r *Room) emit(kind Kind, o *occupant, reason string) {
 	r.out.Events = append(r.out.Events, e)
 }
 
-func (r *Room) focusIsIn() bool { return !r.cfg.Focus.IsZero() && r.nicks[FocusNick] != nil }
+func (r *Room) focusIsIn() bool { return !r.cfg.Focus.IsZero() && r.nicks[meet.FocusNick] != nil }
 
 func (r *Room) affiliation(from Sender) Affiliation {
 	switch bare := from.JID.Bare(); {

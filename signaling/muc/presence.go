@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"plenum/wire/jid"
+	"plenum/wire/meet"
 	"plenum/wire/xmpp"
 )
 
@@ -127,9 +128,9 @@ func (r *Room) admit(from Sender, nick string, join *xmpp.Element) (why xmpp.Sta
 	switch {
 	case r.cfg.Brewery && !from.Service:
 		return forbidden, false
-	case !r.cfg.Brewery && !validNick(nick):
+	case !r.cfg.Brewery && !meet.IsEndpoint(nick):
 		return nickMalformed, false
-	case !r.cfg.Focus.IsZero() && nick == FocusNick && !isFocus:
+	case !r.cfg.Focus.IsZero() && nick == meet.FocusNick && !isFocus:
 		return nickTaken, false
 	case holder != nil && holder.JID.Bare() != from.JID.Bare():
 		return nickTaken, false
@@ -155,21 +156,6 @@ func (r *Room) admit(from Sender, nick string, join *xmpp.Element) (why xmpp.Sta
 		return roomFull, false
 	}
 	return why, true
-}
-
-// validNick is the rule of Jitsi's plugin muc_resource_validate: nicks go into source names and JSON.
-func validNick(s string) bool {
-	if len(s) == 0 || len(s) > 64 || s[0] == '_' {
-		return false
-	}
-	for i := range len(s) {
-		switch c := s[i]; {
-		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '_':
-		default:
-			return false
-		}
-	}
-	return true
 }
 
 // welcome sends what a joiner gets after the presences of the others, in the order that was recorded:
@@ -213,7 +199,7 @@ func (r *Room) take(o *occupant, st *xmpp.Element) bool {
 	region := o.Region
 	for c := range st.Children {
 		switch {
-		case c.Is(nsMUC, "x"), c.Is(nsUser, "x"), c.Is(nsOccupantID, "occupant-id"), c.Is(nsMeet, "permissions"):
+		case c.Is(nsMUC, "x"), c.Is(nsUser, "x"), c.Is(nsOccupantID, "occupant-id"), c.Is(meet.NS, "permissions"):
 			continue // said by the room alone
 		case c.Name == "identity":
 			continue // said by the server alone (protocol notes, section 3.9)

@@ -10,6 +10,7 @@ import (
 	"pgregory.net/rapid"
 
 	"plenum/wire/jid"
+	"plenum/wire/meet"
 	"plenum/wire/xmpp"
 )
 
@@ -71,7 +72,7 @@ func TestRosters(t *testing.T) {
 		nickOf := func(j jid.JID) string { // two people share a nick, so that conflicts occur
 			switch j.Local() {
 			case "focus":
-				return FocusNick
+				return meet.FocusNick
 			case "u3", "u4":
 				return "same"
 			}
@@ -173,7 +174,7 @@ func TestBounds(t *testing.T) {
 		"message":       xmpp.Message("groupchat", "", "", testRoom, xmpp.New("", "body").AddText(big(70<<10))),
 		"subject":       xmpp.Message("groupchat", "", "", testRoom, xmpp.New("", "subject").AddText(big(70<<10))),
 		"metadata": xmpp.Message("", "", "", testMetadata.String(),
-			xmpp.New(nsMeet, "room_metadata").AddText(`{"key":"a","data":"`+big(40<<10)+`"}`)),
+			xmpp.New(meet.NS, "room_metadata").AddText(`{"key":"a","data":"`+big(40<<10)+`"}`)),
 	} {
 		if errors(r.Handle(start, ann, st)) != 1 {
 			t.Errorf("%s: too large and not refused", name)
@@ -190,7 +191,7 @@ func TestBounds(t *testing.T) {
 	}
 	for i := range 2 * maxMetadataKeys {
 		r.Handle(start, ann, xmpp.Message("", "", "", testMetadata.String(),
-			xmpp.New(nsMeet, "room_metadata").AddText(fmt.Sprintf(`{"key":"k%d","data":1}`, i))))
+			xmpp.New(meet.NS, "room_metadata").AddText(fmt.Sprintf(`{"key":"k%d","data":1}`, i))))
 	}
 	if len(r.metadata) != maxMetadataKeys {
 		t.Errorf("%d metadata keys", len(r.metadata))
@@ -233,7 +234,7 @@ func FuzzHandle(f *testing.F) {
 			{JID: jid.MustParse("bob@meet.local/r")},
 			{JID: jid.MustParse("eve@meet.local/r")},
 		}
-		for i, nick := range []string{FocusNick, "ann", "bob"} {
+		for i, nick := range []string{meet.FocusNick, "ann", "bob"} {
 			r.Handle(start, senders[i], xmpp.Presence("", "", "", testRoom+"/"+nick, xmpp.New(nsMUC, "x")))
 		}
 		r.affiliations[senders[1].JID.Bare()] = Owner
