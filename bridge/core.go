@@ -326,6 +326,7 @@ func newCore(m *media, index int, sockets []*udp.Socket) (*core, error) {
 		peers: make(map[*peer]struct{}), rooms: make(map[room]*hosted),
 	}
 	c.reader = udp.NewReader(&c.batch)
+	c.mail.wake = poller.Wake
 	return c, nil
 }
 
@@ -335,11 +336,7 @@ func (c *core) do(f func(now time.Time)) bool { return c.doIn(nil, f) }
 
 // doIn is do for work on one conference: it is ticked afterwards, and a panic detaches it.
 func (c *core) doIn(cf room, f func(now time.Time)) bool {
-	if !c.mail.post(letter{cf, f}) {
-		return false
-	}
-	c.poller.Wake()
-	return true
+	return c.mail.post(letter{cf, f})
 }
 
 // attach has the core drive cf: Flush after each batch that touched it, Tick when due. Any goroutine may call
@@ -731,6 +728,8 @@ type letter struct {
 // A mailbox is an unbounded queue into a core: what comes in is bounded by those who post, which are
 // requests of signaling and transports, never packets.
 type mailbox struct {
+	wake func() // called with mu held, so that none comes after close
+
 	mu     sync.Mutex
 	in     []letter
 	closed bool
@@ -748,6 +747,7 @@ func (b *mailbox) post(l letter) bool {
 	}
 	b.in = append(b.in, l)
 	b.count.Add(1)
+	b.wake()
 	return true
 }
 

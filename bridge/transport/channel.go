@@ -78,34 +78,39 @@ func (c *channel) read(stream *sctp.Stream) {
 		_ = stream.Close()
 		return
 	}
-	stream.SetDefaultPayloadType(sctp.PayloadTypeWebRTCString)
 	c.onOpen(true)
 	defer c.onOpen(false)
 	defer c.open.Store(nil)
+	defer dc.Close() // a reset of the peer's stream asks for that of ours (RFC 8831 §6.7)
 	buffer := make([]byte, 4096)
 	for {
-		n, text, err := dc.ReadDataChannel(buffer)
+		n, kind, err := stream.ReadSCTP(buffer)
+		b := buffer[:min(n, len(buffer))]
 		if errors.Is(err, io.ErrShortBuffer) {
 			// The message stays where it is, and n is its length. Only this read needs the room.
-			long := make([]byte, n)
-			if n, text, err = dc.ReadDataChannel(long); err == nil {
-				c.take(long[:n], text)
-			}
-		} else if err == nil {
-			c.take(append([]byte(nil), buffer[:n]...), text)
+			b = make([]byte, n)
+			_, kind, err = stream.ReadSCTP(b)
 		}
 		if err != nil {
 			return
 		}
+		switch kind {
+		case sctp.PayloadTypeWebRTCString:
+			c.take(b)
+		case sctp.PayloadTypeWebRTCStringEmpty, sctp.PayloadTypeWebRTCDCEP:
+		default:
+			c.dropped.Add(1)
+		}
 	}
 }
 
-func (c *channel) take(b []byte, text bool) {
-	if !text || len(b) > maxMessageBytes {
+// take passes a copy of b on.
+func (c *channel) take(b []byte) {
+	if len(b) > maxMessageBytes {
 		c.dropped.Add(1)
 		return
 	}
-	c.onMessage(b)
+	c.onMessage(append([]byte(nil), b...))
 }
 
 // send queues one text message. It does not wait for the network.
