@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -454,7 +455,7 @@ func TestCall(t *testing.T) {
 			if len(used) != 1 {
 				t.Fatalf("bridges used: %v", used)
 			}
-			for name := range used {
+			for _, name := range slices.Collect(maps.Keys(used)) {
 				l.gone(bridges[name])
 			}
 			synctest.Wait()
