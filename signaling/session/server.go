@@ -167,8 +167,14 @@ func (srv *Server) identity(r *http.Request) Identity {
 	return id
 }
 
-// Region returns the region that a trusted edge wrote into r, or the empty string.
-func (srv *Server) Region(r *http.Request) string { return srv.identity(r).Region }
+// Remote returns the address that r comes from: its peer's, or what a trusted edge says.
+func (srv *Server) Remote(r *http.Request) netip.Addr { return srv.identity(r).Remote }
+
+// FromEdge reports whether r comes from a trusted edge, so that its headers may be believed.
+func (srv *Server) FromEdge(r *http.Request) bool {
+	ap, err := netip.ParseAddrPort(r.RemoteAddr)
+	return err == nil && srv.edge(ap.Addr().Unmap())
+}
 
 func (srv *Server) edge(a netip.Addr) bool {
 	for _, p := range srv.cfg.Edges {

@@ -1,0 +1,227 @@
+package signaling
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"net/netip"
+	"strings"
+
+	"github.com/gorilla/websocket"
+
+	"plenum/wire/meet"
+	"plenum/wire/xmpp"
+)
+
+// maxRequestBytes bounds the body of a conference request.
+const maxRequestBytes = 16 << 10
+
+// A place is what a path means.
+type place int
+
+const (
+	nowhere place = iota
+	page
+	static
+	configFile
+	socket
+	conferenceRequest
+	health
+	bridgeChannel
+)
+
+// locate says what a path means and for which tenant:
+// /ROOM, /TENANT/ROOM, and the shard's own files and services, all but health with or without a tenant.
+func locate(path string) (p place, tenant string) {
+	first, rest, more := strings.Cut(strings.TrimPrefix(path, "/"), "/")
+	switch first {
+	case "config.js":
+		p = configFile
+	case "xmpp-websocket":
+		p = socket
+	case "static":
+		return static, ""
+	case "colibri-ws":
+		return bridgeChannel, ""
+	case "conference-request":
+		if rest == "v1" {
+			p, more = conferenceRequest, false
+		}
+	case "about":
+		if rest == "health" {
+			p, more = health, false
+		}
+	default:
+		switch {
+		case meet.ReservedName(first):
+			return nowhere, ""
+		case !more || rest == "": // "", ROOM, ROOM/
+			return page, ""
+		}
+		if p, _ = locate("/" + rest); p == page && strings.Contains(strings.TrimSuffix(rest, "/"), "/") || p == static || p == bridgeChannel || p == health {
+			p = nowhere
+		}
+		if !tenantName(first) {
+			return nowhere, ""
+		}
+		return p, strings.ToLower(first)
+	}
+	if more {
+		return nowhere, ""
+	}
+	return p, ""
+}
+
+// tenantName reports whether a tenant can be one label of a domain.
+func tenantName(s string) bool {
+	for _, c := range []byte(s) {
+		if !('a' <= c|0x20 && c|0x20 <= 'z' || '0' <= c && c <= '9' || c == '-' || c == '_') {
+			return false
+		}
+	}
+	return s != "" && len(s) <= 63
+}
+
+// front answers everything that clients ask over HTTP.
+func (s *Server) front(w http.ResponseWriter, r *http.Request) {
+	p, tenant := locate(r.URL.Path)
+	h := w.Header()
+	h.Set("X-Content-Type-Options", "nosniff")
+	if s.cfg.Shard != "" && r.URL.Query().Get("room") != "" {
+		// The owner of the room, here always this shard. A client that sees another one leaves its call.
+		h.Set("X-Jitsi-Shard", s.cfg.Shard)
+		h.Set("Access-Control-Expose-Headers", "X-Jitsi-Shard")
+	}
+	if p != conferenceRequest && p != socket && p != bridgeChannel && r.Method != http.MethodGet && r.Method != http.MethodHead {
+		h.Set("Allow", "GET, HEAD")
+		http.Error(w, "only GET", http.StatusMethodNotAllowed)
+		return
+	}
+	switch {
+	case p == health:
+		h.Set("Access-Control-Allow-Origin", "*")
+		h.Set("Content-Type", "text/plain; charset=utf-8")
+		if s.draining.Load() {
+			w.WriteHeader(http.StatusServiceUnavailable)
+			io.WriteString(w, "draining\n")
+			return
+		}
+		io.WriteString(w, "OK\n")
+	case p == configFile:
+		h.Set("Access-Control-Allow-Origin", "*")
+		h.Set("Content-Type", "application/javascript; charset=utf-8")
+		h.Set("Cache-Control", "no-cache")
+		w.Write(configJS(&s.cfg, s.names, s.base(r), tenant))
+	case p == socket:
+		s.webSocket(w, r, tenant)
+	case p == conferenceRequest:
+		s.conference(w, r)
+	case p == bridgeChannel && s.cfg.BridgeChannel != nil:
+		s.cfg.BridgeChannel.ServeHTTP(w, r)
+	case (p == page || p == static) && s.cfg.Web != nil:
+		s.cfg.Web.ServeHTTP(w, r)
+	default:
+		http.NotFound(w, r)
+	}
+}
+
+// webSocket takes a session. A plain GET is the client's keep-alive: only its headers matter.
+func (s *Server) webSocket(w http.ResponseWriter, r *http.Request, tenant string) {
+	w.Header().Set("Access-Control-Allow-Origin", "*")
+	if !websocket.IsWebSocketUpgrade(r) {
+		w.Header().Set("Cache-Control", "no-store")
+		switch r.Method {
+		case http.MethodGet, http.MethodHead, http.MethodOptions:
+			w.WriteHeader(http.StatusOK)
+		default:
+			w.WriteHeader(http.StatusMethodNotAllowed)
+		}
+		return
+	}
+	if q := r.URL.Query(); tenant != "" && q.Get("prefix") == "" {
+		q.Set("prefix", tenant)
+		r.URL.RawQuery = q.Encode()
+	}
+	s.sessions.ServeHTTP(w, r)
+}
+
+// conference is the conference request over HTTP (protocol notes, 2.2), answered as Jicofo does, and with
+// the CORS headers that Jicofo leaves to others.
+func (s *Server) conference(w http.ResponseWriter, r *http.Request) {
+	h := w.Header()
+	h.Set("Access-Control-Allow-Origin", "*")
+	h.Set("Access-Control-Allow-Methods", "POST, OPTIONS")
+	h.Set("Access-Control-Allow-Headers", "Authorization, Content-Type")
+	h.Set("Access-Control-Max-Age", "7200")
+	switch r.Method {
+	case http.MethodOptions:
+		w.WriteHeader(http.StatusOK)
+		return
+	case http.MethodPost:
+	default:
+		h.Set("Allow", "POST, OPTIONS")
+		http.Error(w, "only POST", http.StatusMethodNotAllowed)
+		return
+	}
+	var in struct {
+		Room string `json:"room"`
+	}
+	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxRequestBytes)).Decode(&in); err != nil {
+		code := http.StatusBadRequest
+		var long *http.MaxBytesError
+		if errors.As(err, &long) {
+			code = http.StatusRequestEntityTooLarge
+		}
+		http.Error(w, "Bad request: not a conference request", code)
+		return
+	}
+	if s.router.stock {
+		http.Error(w, "the focus of this shard takes conference requests over XMPP only", http.StatusServiceUnavailable)
+		return
+	}
+	answer, err := s.router.conference(r.Context(), in.Room, s.sessions.Remote(r))
+	if err != nil {
+		e := stanzaError(err)
+		code := http.StatusBadRequest
+		switch e.Condition {
+		case xmpp.NotAuthorized, xmpp.Forbidden:
+			code = http.StatusForbidden
+		case xmpp.ResourceConstraint:
+			code = http.StatusTooManyRequests
+			h.Set("Retry-After", "5")
+		case xmpp.InternalServerError, xmpp.ServiceUnavailable:
+			code = http.StatusServiceUnavailable
+		}
+		http.Error(w, "Bad request: "+e.Error(), code)
+		return
+	}
+	h.Set("Content-Type", "application/json")
+	json.NewEncoder(w).Encode(answer)
+}
+
+// base is the origin of a request as a WebSocket URL.
+func (s *Server) base(r *http.Request) string {
+	scheme := "ws"
+	if r.TLS != nil || s.sessions.FromEdge(r) && r.Header.Get("X-Forwarded-Proto") == "https" {
+		scheme = "wss"
+	}
+	return scheme + "://" + s.host(r.Host)
+}
+
+// host returns what a client calls us, or our own address if that is not a host.
+func (s *Server) host(h string) string {
+	if _, err := netip.ParseAddrPort(h); err == nil {
+		return h
+	}
+	for _, c := range []byte(h) {
+		if !('a' <= c|0x20 && c|0x20 <= 'z' || '0' <= c && c <= '9' || strings.IndexByte("-._:[]", c) >= 0) {
+			h = ""
+			break
+		}
+	}
+	if h == "" {
+		return s.HTTPAddr().String()
+	}
+	return h
+}

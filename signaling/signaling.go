@@ -1,0 +1,269 @@
+// Package signaling is a shard: XMPP for Jitsi's clients and for the services behind them, the rooms, and
+// the focus that puts conferences on bridges. It takes the place of Prosody and Jicofo.
+//
+//	HTTP ── front.go ──┬─ page, config.js, conference request
+//	                   └─ WebSocket ─┐
+//	TCP ─────────────────────────────┴─ session ── router.go ── hall ── actor per room: muc + focus
+package signaling
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"plenum/signaling/auth"
+	"plenum/signaling/focus"
+	"plenum/signaling/muc"
+	"plenum/signaling/rooms"
+	"plenum/signaling/session"
+	"plenum/wire/jid"
+	"plenum/wire/meet"
+)
+
+// Config says what a shard is like. The zero value is a shard for one machine.
+type Config struct {
+	// Domain is where guests log in; all other names are made from it: conference.DOMAIN, focus.DOMAIN,
+	// auth.DOMAIN (services), internal.auth.DOMAIN (breweries), metadata.DOMAIN, hidden.DOMAIN
+	// (recorders). Default: localhost.
+	Domain string
+	// HTTP is the address for clients: pages, WebSocket, conference requests. Default: 127.0.0.1:8000;
+	// port 0 picks one.
+	HTTP string
+	// XMPP is the address for bridges and other services, over TCP. Default: 127.0.0.1:5222.
+	XMPP string
+	// TLS, if set, is spoken on HTTP and offered on XMPP.
+	TLS *tls.Config
+	// Accounts are the services that may log in, as NAME:PASSWORD; a NAME without domain is at
+	// auth.DOMAIN. An account named focus means that a stock Jicofo drives the conferences.
+	Accounts []string
+
+	// Shard, Region and Release are told to clients, if not empty. A client whose keep-alive requests
+	// reach a shard of another name leaves its call and starts anew.
+	Shard, Region, Release string
+	// Edges are the addresses of proxies whose X-Forwarded-For, X-Forwarded-Proto and X-Proxy-Region are
+	// believed. Default: none.
+	Edges []netip.Prefix
+	// Services are the STUN and TURN servers that clients are told of.
+	Services []Service
+
+	// ConfigJS is merged into config.js, deeper values into deeper ones.
+	ConfigJS map[string]any
+	// Web serves the page of a room and /static/. nil: there are no pages.
+	Web http.Handler
+	// BridgeChannel serves /colibri-ws/, for a bridge in this process. nil: there is none.
+	BridgeChannel http.Handler
+
+	// Sessions are limits and times of sessions; see there for the defaults. What is above wins.
+	Sessions session.Config
+	// Focus is what conferences are like; what belongs to one room is filled in.
+	Focus focus.Config
+	// Room holds the limits of rooms; what belongs to one room is filled in.
+	Room muc.Config
+	// Owner says which rooms may open here. Default: all.
+	Owner rooms.Owner
+
+	// Metrics is where metrics are registered. nil: nowhere.
+	Metrics prometheus.Registerer
+	// Log gets what operators should know. nil: nothing.
+	Log *slog.Logger
+}
+
+// A Service is one STUN or TURN server (XEP-0215).
+type Service struct {
+	Type      string `json:"type"` // stun, turn, turns
+	Host      string `json:"host"`
+	Port      string `json:"port"`
+	Transport string `json:"transport,omitempty"` // udp, tcp
+	Username  string `json:"username,omitempty"`
+	Password  string `json:"password,omitempty"`
+	// Restricted is "1" where a name and a password are needed.
+	Restricted string `json:"restricted,omitempty"`
+}
+
+// validate fills in what is missing and refuses what cannot work.
+func (c *Config) validate() error {
+	if c.Domain == "" {
+		c.Domain = "localhost"
+	}
+	d, err := jid.Parse(c.Domain)
+	if err != nil || d.Local() != "" || !d.IsBare() {
+		return fmt.Errorf("domain %q is not a host name", c.Domain)
+	}
+	c.Domain = d.Domain()
+	if c.HTTP == "" {
+		c.HTTP = "127.0.0.1:8000"
+	}
+	if c.XMPP == "" {
+		c.XMPP = "127.0.0.1:5222"
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if _, err := json.Marshal(c.ConfigJS); err != nil {
+		return fmt.Errorf("config.js: %w", err)
+	}
+	for i, s := range c.Services {
+		if s.Host == "" || s.Type != "stun" && s.Type != "turn" && s.Type != "turns" {
+			return fmt.Errorf("service %d: want a host and a type of stun, turn or turns", i+1)
+		}
+		if s.Username != "" {
+			c.Services[i].Restricted = "1"
+		}
+	}
+	return nil
+}
+
+// A Server is one shard.
+type Server struct {
+	cfg      Config
+	names    names
+	sessions *session.Server
+	hall     *hall
+	router   *router
+	http     *http.Server
+	httpL    net.Listener
+	xmppL    net.Listener
+	draining atomic.Bool
+}
+
+// New binds the shard's addresses. Run serves them; without it Close gives them back.
+func New(cfg Config) (*Server, error) {
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	n := newNames(cfg.Domain)
+	accounts, err := auth.NewAccounts(n.auth, cfg.Accounts)
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{cfg: cfg, names: n}
+	stock := accounts.Has(meet.FocusNick + "@" + n.auth)
+	s.router = &router{cfg: &s.cfg, names: n, stock: stock}
+
+	sc := cfg.Sessions
+	sc.Domain, sc.AccountDomains = cfg.Domain, []string{n.auth, n.hidden}
+	sc.Accounts, sc.Handler, sc.TLS, sc.Edges, sc.Log = accounts, s.router, cfg.TLS, cfg.Edges, cfg.Log
+	s.sessions = session.New(sc)
+
+	hc := hallConfig{
+		Domain: cfg.Domain, Deliver: s.sessions.Deliver, Owner: cfg.Owner, Focus: cfg.Focus, Room: cfg.Room,
+		Stock: stock, Log: cfg.Log, Metrics: newMetrics(cfg.Metrics),
+	}
+	if len(cfg.Services) > 0 {
+		if hc.Room.Services, err = json.Marshal(cfg.Services); err != nil {
+			return nil, err
+		}
+	}
+	s.hall = newHall(hc)
+	s.router.hall, s.router.sessions = s.hall, s.sessions
+
+	if s.httpL, err = net.Listen("tcp", cfg.HTTP); err != nil {
+		return nil, fmt.Errorf("HTTP: %w", err)
+	}
+	if s.xmppL, err = net.Listen("tcp", cfg.XMPP); err != nil {
+		s.httpL.Close()
+		return nil, fmt.Errorf("XMPP: %w", err)
+	}
+	if cfg.TLS != nil {
+		tc := cfg.TLS.Clone()
+		tc.NextProtos = []string{"http/1.1"} // WebSocket over HTTP/2 is not spoken here
+		s.httpL = tls.NewListener(s.httpL, tc)
+	}
+	s.http = &http.Server{
+		Handler:           http.HandlerFunc(s.front),
+		ReadHeaderTimeout: 10 * time.Second,
+		ReadTimeout:       30 * time.Second,
+		WriteTimeout:      60 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    16 << 10,
+		ErrorLog:          slog.NewLogLogger(cfg.Log.Handler(), slog.LevelDebug),
+	}
+	return s, nil
+}
+
+// HTTPAddr returns the address for clients.
+func (s *Server) HTTPAddr() net.Addr { return s.httpL.Addr() }
+
+// XMPPAddr returns the address for services.
+func (s *Server) XMPPAddr() net.Addr { return s.xmppL.Addr() }
+
+// Run serves until ctx is cancelled, then stops and returns nil. It owns every goroutine of the shard.
+func (s *Server) Run(ctx context.Context) error {
+	serving, stop := context.WithCancel(ctx)
+	defer stop()
+	inRooms, endRooms := context.WithCancel(context.WithoutCancel(ctx))
+	defer endRooms()
+
+	ended := make(chan error, 3)
+	go func() { ended <- s.hall.Run(inRooms) }()
+	go func() {
+		err := s.http.Serve(s.httpL)
+		if errors.Is(err, http.ErrServerClosed) {
+			err = nil
+		}
+		stop()
+		ended <- err
+	}()
+	go func() {
+		err := s.sessions.Serve(serving, s.xmppL)
+		stop()
+		ended <- err
+	}()
+	<-serving.Done()
+
+	// Nobody new, then everybody out, then the rooms, which see them go.
+	s.draining.Store(true)
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer cancel()
+	s.xmppL.Close()
+	s.http.Shutdown(last)
+	s.http.Close()
+	s.sessions.Close(last)
+	endRooms()
+	return errors.Join(<-ended, <-ended, <-ended)
+}
+
+// Close gives back the addresses of a shard that is not run.
+func (s *Server) Close() error { return errors.Join(s.httpL.Close(), s.xmppL.Close()) }
+
+// Drain refuses new rooms, says so in /about/health, and waits until the last room is empty or ctx is done.
+func (s *Server) Drain(ctx context.Context) error {
+	s.draining.Store(true)
+	return s.hall.Drain(ctx)
+}
+
+// Sessions returns the counts of sessions.
+func (s *Server) Sessions() session.Stats { return s.sessions.Stats() }
+
+// DebugHandler serves /debug/ and /debug/rooms/ROOM as JSON. It names rooms and people: never on a public address.
+func (s *Server) DebugHandler() http.Handler {
+	mux := http.NewServeMux()
+	show := func(w http.ResponseWriter, v any) {
+		if v == nil {
+			http.Error(w, "no such room", http.StatusNotFound)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		e := json.NewEncoder(w)
+		e.SetIndent("", "  ")
+		e.Encode(v)
+	}
+	mux.HandleFunc("GET /debug/{$}", func(w http.ResponseWriter, _ *http.Request) {
+		show(w, map[string]any{"rooms": s.hall.Debug(""), "sessions": s.sessions.Stats()})
+	})
+	mux.HandleFunc("GET /debug/rooms/{room}", func(w http.ResponseWriter, r *http.Request) {
+		show(w, s.hall.Debug(strings.ToLower(r.PathValue("room"))))
+	})
+	return mux
+}
