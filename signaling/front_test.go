@@ -1,0 +1,179 @@
+package signaling
+
+import (
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"strings"
+	"testing"
+)
+
+func TestLocate(t *testing.T) {
+	for _, tt := range []struct {
+		path   string
+		want   place
+		tenant string
+	}{
+		{"/", page, ""}, {"/standup", page, ""}, {"/Ada's room", page, ""}, {"/standup/", page, ""},
+		{"/school/standup", page, "school"}, {"/School/standup/", page, "school"},
+		{"/a/b/c", nowhere, ""}, {"/a b/c", nowhere, ""}, {"//x", nowhere, ""},
+		{"/config.js", configFile, ""}, {"/school/config.js", configFile, "school"},
+		{"/xmpp-websocket", socket, ""}, {"/school/xmpp-websocket", socket, "school"},
+		{"/xmpp-websocket/x", nowhere, ""},
+		{"/conference-request/v1", conferenceRequest, ""}, {"/school/conference-request/v1", conferenceRequest, "school"},
+		{"/conference-request", nowhere, ""}, {"/conference-request/v2", nowhere, ""},
+		{"/about/health", health, ""}, {"/about/version", nowhere, ""}, {"/about", nowhere, ""}, {"/school/about/health", nowhere, ""},
+		{"/static/main.js", static, ""}, {"/school/static/main.js", nowhere, ""},
+		{"/colibri-ws/dev-1/c/e", bridgeChannel, ""}, {"/school/colibri-ws/x", nowhere, ""},
+		{"/metrics", nowhere, ""}, {"/debug", nowhere, ""}, {"/debug/rooms/x", nowhere, ""}, {"/robots.txt", nowhere, ""},
+		{"/external_api.js", nowhere, ""}, {"/school/favicon.ico", nowhere, ""},
+	} {
+		got, tenant := locate(tt.path)
+		if got == nowhere {
+			tenant = ""
+		}
+		if got != tt.want || tenant != tt.tenant {
+			t.Errorf("locate(%q) = %v, %q, want %v, %q", tt.path, got, tenant, tt.want, tt.tenant)
+		}
+	}
+}
+
+func FuzzLocate(f *testing.F) {
+	f.Add("/school/conference-request/v1")
+	f.Add("//////")
+	f.Fuzz(func(t *testing.T, path string) {
+		if p, tenant := locate(path); p != nowhere && tenant != "" && !tenantName(tenant) {
+			t.Errorf("%q: tenant %q", path, tenant)
+		}
+	})
+}
+
+func testServer(t *testing.T, change ...func(*Config)) *Server {
+	t.Helper()
+	cfg := Config{HTTP: "127.0.0.1:0", XMPP: "127.0.0.1:0", Shard: "muc-1", Region: "muc", Release: "7", Accounts: []string{"jvb:secret"},
+		Web: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { w.Write([]byte("page " + r.URL.Path)) })}
+	for _, f := range change {
+		f(&cfg)
+	}
+	s, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func TestFront(t *testing.T) {
+	s := testServer(t, func(c *Config) {
+		c.BridgeChannel = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { w.Write([]byte("channel")) })
+	})
+	defer s.Close()
+	for _, tt := range []struct {
+		method, url, body string
+		code              int
+		want              string // begins the answer
+		header            string // name: value
+	}{
+		{"GET", "/standup", "", 200, "page /standup", "X-Content-Type-Options: nosniff"},
+		{"GET", "/", "", 200, "page /", ""},
+		{"POST", "/standup", "", 405, "", "Allow: GET, HEAD"},
+		{"GET", "/metrics", "", 404, "", ""},
+		{"GET", "/about/health", "", 200, "OK", "X-Jitsi-Shard: "},
+		{"GET", "/colibri-ws/dev-1/x/y?pwd=z", "", 200, "channel", ""},
+		{"GET", "/xmpp-websocket?room=standup", "", 200, "", "X-Jitsi-Shard: muc-1"},
+		{"GET", "/xmpp-websocket?room=standup", "", 200, "", "Access-Control-Allow-Origin: *"},
+		{"GET", "/xmpp-websocket?room=standup", "", 200, "", "Access-Control-Expose-Headers: X-Jitsi-Shard"},
+		{"GET", "/xmpp-websocket", "", 200, "", "X-Jitsi-Shard: "},
+		{"POST", "/xmpp-websocket", "", 405, "", ""},
+		{"GET", "/config.js", "", 200, "var config = {", "Content-Type: application/javascript; charset=utf-8"},
+		{"OPTIONS", "/conference-request/v1?room=x", "", 200, "", "Access-Control-Allow-Headers: Authorization, Content-Type"},
+		{"GET", "/conference-request/v1", "", 405, "", "Allow: POST, OPTIONS"},
+		{"POST", "/conference-request/v1", "{", 400, "Bad request: ", "Access-Control-Allow-Origin: *"},
+		{"POST", "/conference-request/v1", "{}", 400, "Bad request: bad-request: No 'room' specified.", ""},
+		{"POST", "/conference-request/v1", `{"room":"x@elsewhere"}`, 400, "Bad request: ", ""},
+		{"POST", "/conference-request/v1", `{"room":"config.js@conference.localhost"}`, 400, "Bad request: ", ""},
+		{"POST", "/conference-request/v1", `{"room":"` + strings.Repeat("x", 20000) + `"}`, 413, "Bad request: ", ""},
+	} {
+		r := httptest.NewRequest(tt.method, "http://meet.example:8000"+tt.url, strings.NewReader(tt.body))
+		w := httptest.NewRecorder()
+		s.front(w, r)
+		if w.Code != tt.code || !strings.HasPrefix(w.Body.String(), tt.want) {
+			t.Errorf("%s %s: %d %q, want %d %q", tt.method, tt.url, w.Code, w.Body, tt.code, tt.want)
+		}
+		if name, value, ok := strings.Cut(tt.header, ": "); ok && w.Header().Get(name) != value {
+			t.Errorf("%s %s: %s is %q, want %q", tt.method, tt.url, name, w.Header().Get(name), value)
+		}
+	}
+}
+
+func TestConfigJS(t *testing.T) {
+	s := testServer(t, func(c *Config) {
+		c.Edges = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
+		c.ConfigJS = map[string]any{"p2p": map[string]any{"stunServers": []string{}}, "subject": "</script>"}
+	})
+	defer s.Close()
+	get := func(url string, change func(*http.Request)) map[string]any {
+		t.Helper()
+		r := httptest.NewRequest("GET", url, nil)
+		if change != nil {
+			change(r)
+		}
+		w := httptest.NewRecorder()
+		s.front(w, r)
+		body, ok := strings.CutPrefix(w.Body.String(), "var config = ")
+		body, ok2 := strings.CutSuffix(body, ";\n")
+		var c map[string]any
+		if err := json.Unmarshal([]byte(body), &c); err != nil || !ok || !ok2 || strings.Contains(body, "</script") {
+			t.Fatalf("%s: not plain data: %v\n%s", url, err, w.Body)
+		}
+		return c
+	}
+	c := get("http://localhost:8000/config.js", nil)
+	hosts, p2p := c["hosts"].(map[string]any), c["p2p"].(map[string]any)
+	if c["websocket"] != "ws://localhost:8000/xmpp-websocket" || hosts["domain"] != "localhost" ||
+		hosts["muc"] != "conference.localhost" || hosts["focus"] != "focus.localhost" {
+		t.Errorf("addresses: %v %v", c["websocket"], hosts)
+	}
+	if _, bosh := c["bosh"]; bosh || p2p["enabled"] != false || p2p["stunServers"] == nil || c["enableIceRestart"] != false ||
+		c["flags"].(map[string]any)["ssrcRewritingEnabled"] != true {
+		t.Errorf("switches: %v", c)
+	}
+	// A tenant has paths and rooms of its own.
+	c = get("http://localhost:8000/school/config.js", nil)
+	if c["websocket"] != "ws://localhost:8000/school/xmpp-websocket" || c["hosts"].(map[string]any)["muc"] != "conference.school.localhost" {
+		t.Errorf("tenant: %v %v", c["websocket"], c["hosts"])
+	}
+	// Behind an edge the client speaks TLS; who is no edge cannot say so.
+	proto := func(from string) func(*http.Request) {
+		return func(r *http.Request) {
+			r.RemoteAddr = from
+			r.Header.Set("X-Forwarded-Proto", "https")
+		}
+	}
+	if c = get("http://meet.example/config.js", proto("10.1.2.3:555")); c["websocket"] != "wss://meet.example/xmpp-websocket" {
+		t.Errorf("behind an edge: %v", c["websocket"])
+	}
+	if c = get("http://meet.example/config.js", proto("192.0.2.1:555")); c["websocket"] != "ws://meet.example/xmpp-websocket" {
+		t.Errorf("not behind an edge: %v", c["websocket"])
+	}
+	c = get("http://x/config.js", func(r *http.Request) { r.Host = `evil"+alert(1)+"` })
+	if want := "ws://" + s.HTTPAddr().String() + "/xmpp-websocket"; c["websocket"] != want {
+		t.Errorf("a host that is none: %v", c["websocket"])
+	}
+}
+
+func TestConfigRefuses(t *testing.T) {
+	for _, c := range []Config{
+		{Domain: "a@b"}, {Domain: "a/b"}, {Accounts: []string{"x"}}, {Services: []Service{{Type: "http", Host: "x"}}},
+		{ConfigJS: map[string]any{"f": func() {}}}, {HTTP: "nonsense"},
+	} {
+		if c.HTTP == "" {
+			c.HTTP = "127.0.0.1:0"
+		}
+		c.XMPP = "127.0.0.1:0"
+		if s, err := New(c); err == nil {
+			s.Close()
+			t.Errorf("accepted %+v", c)
+		}
+	}
+}
