@@ -3,11 +3,11 @@ package receive
 import "time"
 
 const (
-	rateBuckets = 5
+	rateBuckets = 6 // one of them is being filled, the others are a second
 	bucketSpan  = 200 * time.Millisecond
 )
 
-// A Rate measures bits per second over about the last second. The zero value is ready to use.
+// A Rate measures bits per second over the last second. The zero value is ready to use.
 type Rate struct {
 	bytes [rateBuckets]int64
 	at    int64 // number of the newest bucket
@@ -25,7 +25,7 @@ func (r *Rate) BPS(now time.Time) (bps int64) {
 	for _, b := range r.bytes {
 		bps += 8 * b
 	}
-	return bps * int64(time.Second/bucketSpan) / rateBuckets
+	return bps - 8*r.bytes[r.at%rateBuckets]
 }
 
 func (r *Rate) advance(now time.Time) {
