@@ -222,6 +222,7 @@ func (c *Conference) abandon(b *bridge, tell bool) {
 			p.session = nil
 		}
 	}
+	c.changed = true
 	clear(b.endpoints)
 	c.drop(b, tell)
 }
@@ -233,6 +234,7 @@ func (c *Conference) release(p *participant) {
 		return
 	}
 	p.session = nil
+	c.changed = true
 	delete(s.bridge.endpoints, p.Nick)
 	if len(s.bridge.endpoints) == 0 {
 		c.drop(s.bridge, true)
@@ -252,7 +254,11 @@ func (c *Conference) drop(b *bridge, tell bool) {
 
 func (c *Conference) askBridge(b *bridge, m colibri.ConferenceModify, handle func(now time.Time, iq *xmpp.Element)) {
 	m.MeetingID = c.cfg.MeetingID
-	c.do(BridgeRequest{Bridge: b.jid, ID: c.expect(b, handle), Payload: m.Element(), Timeout: c.cfg.BridgeTimeout})
+	var id RequestID
+	if handle != nil {
+		id = c.expect(b, handle)
+	}
+	c.do(BridgeRequest{Bridge: b.jid, ID: id, Payload: m.Element(), Timeout: c.cfg.BridgeTimeout})
 }
 
 func (p *participant) statsID() string {

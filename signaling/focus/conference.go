@@ -46,6 +46,7 @@ type Conference struct {
 	noBridge bool                  // somebody waits for one
 	hadOne   bool                  // bridge-count is shown from the first bridge on
 	shown    shown
+	changed  bool // sources, or who has a session, since clients were last told
 	stopped  bool
 	out      []Action
 }
@@ -70,6 +71,7 @@ type participant struct {
 	// uninvited ends all offers: the client ended its session for good, or cannot be given one.
 	uninvited          bool
 	restarts, iceTries limiter
+	restartCount       int
 }
 
 // New makes a conference that nobody has joined yet.
@@ -214,7 +216,10 @@ func (c *Conference) reconcile(now time.Time) {
 	} else if _, running := c.timers[timerNoBridge]; !running {
 		c.setTimer(now, timerNoBridge, bridgeRetry)
 	}
-	c.signalSources()
+	if c.changed {
+		c.changed = false
+		c.signalSources()
+	}
 }
 
 func (c *Conference) inviteAll(now time.Time) {
@@ -267,18 +272,17 @@ func (c *Conference) cancelTimer(key string) {
 	}
 }
 
-// ask sends an IQ to an occupant. A nil handler wants no answer.
+// ask sends an IQ to an occupant. A nil handler does not care for the answer.
 func (c *Conference) ask(p *participant, typ string, payload *xmpp.Element, handle func(now time.Time, iq *xmpp.Element)) {
 	c.do(SendIQ{To: p.Nick, ID: c.expect(p, handle), Type: typ, Payload: payload})
 }
 
-// expect keeps a handler for the answer of a participant or bridge.
+// expect makes a request id and keeps the handler, if any, for the answer of a participant or bridge.
 func (c *Conference) expect(to any, handle func(now time.Time, iq *xmpp.Element)) RequestID {
-	if handle == nil {
-		return 0
-	}
 	c.lastID++
-	c.requests[c.lastID] = request{to, handle}
+	if handle != nil {
+		c.requests[c.lastID] = request{to, handle}
+	}
 	return c.lastID
 }
 

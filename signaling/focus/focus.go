@@ -145,7 +145,7 @@ type Action interface{ action() }
 
 type (
 	// SendIQ sends an IQ of Type "get" or "set" with Payload from room/focus to an occupant, by its real JID.
-	// The answer comes back as Answer with the same ID; ID 0 wants none.
+	// The answer comes back as Answer with the same ID; answers that nobody waits for are ignored.
 	SendIQ struct {
 		To      string // nick
 		ID      RequestID

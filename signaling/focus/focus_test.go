@@ -169,6 +169,36 @@ func TestRequestsAreForgotten(t *testing.T) {
 	}
 }
 
+func TestState(t *testing.T) {
+	w := newWorld(t)
+	sessions := func() (got []string) {
+		for _, p := range w.c.State().Participants {
+			got = append(got, p.Nick+" "+p.Session)
+		}
+		return got
+	}
+	for _, c := range []struct {
+		verb string
+		args []string
+		want []string
+	}{
+		{"join", []string{"aaaa"}, []string{"aaaa waiting"}},
+		{"join", []string{"bbbb", "caps=none"}, []string{"aaaa allocating", "bbbb asking"}},
+		{"bridge", []string{"jvb1"}, []string{"aaaa offered", "bbbb asking"}},
+		{"accept", []string{"aaaa"}, []string{"aaaa active", "bbbb asking"}},
+		{"terminate", []string{"aaaa"}, []string{"aaaa uninvited", "bbbb asking"}},
+	} {
+		w.do(c.verb, c.args)
+		if diff := cmp.Diff(c.want, sessions()); diff != "" {
+			t.Errorf("%s %v:\n%s", c.verb, c.args, diff)
+		}
+	}
+	w.do("join", []string{"cccc"})
+	if s := w.c.State(); len(s.Bridges) != 1 || s.Bridges[0].Endpoints != 1 || s.Participants[2].Bridge != s.Bridges[0].JID {
+		t.Errorf("%+v", s)
+	}
+}
+
 func golden(t *testing.T, file string) []string {
 	if !strings.Contains(file, "/") {
 		file = "testdata/" + file
@@ -213,4 +243,30 @@ func canonical(e *xmpp.Element) []string {
 		}
 	}
 	return lines
+}
+
+// BenchmarkFullRoom is the hundredth participant of a call: join, offer, accept, leave.
+func BenchmarkFullRoom(b *testing.B) {
+	for _, rewriting := range []bool{true, false} {
+		b.Run(fmt.Sprintf("rewriting=%v", rewriting), func(b *testing.B) {
+			w := newWorld(&testing.T{})
+			caps := "caps=known"
+			if !rewriting {
+				caps = "caps=plain"
+			}
+			enter := func(nick string) {
+				w.do("join", []string{nick, caps})
+				w.do("bridge", []string{"jvb1", "all"})
+				w.do("accept", []string{nick})
+				w.do("bridge", []string{"jvb1", "all"})
+			}
+			for i := range 99 {
+				enter(fmt.Sprintf("%08x", i))
+			}
+			for b.Loop() {
+				enter("ffffffff")
+				w.do("leave", []string{"ffffffff"})
+			}
+		})
+	}
 }

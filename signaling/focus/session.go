@@ -123,6 +123,7 @@ func (c *Conference) accepted(p *participant, in jingle.Session, accept func()) 
 		return fault
 	}
 	s.state = active
+	c.changed = true
 	e := colibri.Endpoint{Transport: &colibri.Transport{ICE: t}, Sources: bridgeSources(s.sources)}
 	for _, content := range in.Contents {
 		if content.InitialLastN != nil {
@@ -177,6 +178,7 @@ func (c *Conference) terminated(now time.Time, p *participant, in jingle.Session
 		return fault
 	}
 	accept()
+	p.restartCount++
 	c.release(p) // reconcile invites again
 	return nil
 }

@@ -178,6 +178,7 @@ func (c *Conference) changeSources(p *participant, in jingle.Session, accept fun
 	if fault != nil {
 		return fault
 	}
+	c.changed = true
 	c.update(p, colibri.Endpoint{Sources: bridgeSources(s.sources)}, nil)
 	accept()
 	return nil

@@ -270,8 +270,12 @@ func (w *world) do(verb string, args []string) []string {
 			iq = xmpp.IQ("error", "", "", "", xmpp.StanzaError{Condition: xmpp.ItemNotFound}.Element())
 		}
 		return w.step(Answer{w.offers[arg(0)], iq})
-	case "accept": // NICK [sid=S] [muted] [ssrc=N] [msid=M] [no-transport]
-		return w.jingle(arg(0), w.accept(arg(0), value("sid", w.sids[arg(0)]), has("muted"), has("no-transport"), value("ssrc", ""), value("msid", "")))
+	case "accept": // NICK [sid=S] [muted] [ssrc=N] [msid=M] [no-transport] [last-n=N]
+		s := w.accept(arg(0), value("sid", w.sids[arg(0)]), has("muted"), has("no-transport"), value("ssrc", ""), value("msid", ""))
+		if n, err := strconv.Atoi(value("last-n", "")); err == nil {
+			s.Contents[1].InitialLastN = &n
+		}
+		return w.jingle(arg(0), s)
 	case "source-add", "source-remove": // NICK SSRC,SSRC [name=N] [msid=M] [fid] [audio]
 		content := jingle.Content{Name: "video", Media: "video"}
 		if has("audio") {
@@ -562,6 +566,9 @@ func (w *world) describeModify(a BridgeRequest) string {
 					line += fmt.Sprintf(" generation=%d", t.ICE.Generation)
 				}
 			}
+		}
+		if e.InitialLastN != nil {
+			line += fmt.Sprintf(" last-n=%d", *e.InitialLastN)
 		}
 		if e.Sources != nil {
 			var parts []string
