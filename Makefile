@@ -1,0 +1,42 @@
+# plenum: build, run, test. Every target installs what it lacks, says so, and does nothing twice.
+GO ?= go
+# What a Debian host lacks: $(call need,PROGRAM,PACKAGE)
+need = command -v $(1) >/dev/null 2>&1 || { echo "installing $(2), which provides $(1)"; \
+	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(2) >/dev/null; }
+TESTFLAGS ?= -shuffle=on -timeout 20m
+
+.PHONY: help build run test check lint generate bench clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+build: ## the binary, ./plenum: static, no C
+	CGO_ENABLED=0 $(GO) build -trimpath -o plenum .
+
+run: build ## start a call server on this machine and print a room link
+	./plenum dev
+
+test: ## every test, those with a real browser included
+	@$(call need,chromium,chromium)
+	$(GO) test $(TESTFLAGS) ./...
+
+check: lint ## the whole gate: format, vet, staticcheck, govulncheck, and every test with the race detector
+	@$(call need,chromium,chromium)
+	@$(call need,gcc,gcc libc6-dev)
+	CGO_ENABLED=1 $(GO) test -race $(TESTFLAGS) ./...
+
+lint: ## format, vet, staticcheck, known vulnerabilities, types of the web client
+	@test -z "$$(gofmt -l .)" || { echo "run gofmt -w on:"; gofmt -l .; exit 1; }
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+	@if curl -sfm 10 https://vuln.go.dev/index/db.json >/dev/null; then $(GO) tool govulncheck ./...; \
+	else echo "govulncheck left out: its database at vuln.go.dev is not reachable from here"; fi
+
+generate: ## bundle the web client anew
+	$(GO) generate ./signaling/web
+
+bench: ## the ratios of docs/PERFORMANCE.md
+	$(GO) test -run '^$$' -bench . -benchtime 1s ./wire/xmpp ./bridge/...
+
+clean: ## what build left
+	rm -rf plenum build

@@ -1,0 +1,174 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/hashicorp/hcl/v2"
+	"github.com/hashicorp/hcl/v2/hclparse"
+	"github.com/spf13/pflag"
+	"github.com/zclconf/go-cty/cty"
+	"github.com/zclconf/go-cty/cty/convert"
+)
+
+// A setting is a flag that the configuration file and the environment may set as well: the file by
+// room { field = … }, the environment by PLENUM_ROOM_FIELD. Flags win over the environment, that over the file.
+type setting struct{ flag, room, field string }
+
+func (s setting) env() string {
+	return "PLENUM_" + strings.ToUpper(s.room) + "_" + strings.ToUpper(s.field)
+}
+
+// configure fills the flags that the command line left alone from the environment and from the file at
+// path, if there is one. Errors name the variable, or the file with line and column.
+func configure(flags *pflag.FlagSet, path string, settings []setting) error {
+	given := map[string]bool{}
+	flags.Visit(func(f *pflag.Flag) { given[f.Name] = true })
+	for _, s := range settings {
+		value, ok := os.LookupEnv(s.env())
+		if !ok || given[s.flag] {
+			continue
+		}
+		if err := flags.Set(s.flag, value); err != nil {
+			return fmt.Errorf("%s in the environment: %w", s.env(), err)
+		}
+		given[s.flag] = true
+	}
+	if path == "" {
+		return nil
+	}
+	attributes, err := readFile(path, settings)
+	if err != nil {
+		return err
+	}
+	for _, a := range attributes {
+		if given[a.flag] {
+			continue
+		}
+		for _, value := range a.values {
+			if err := flags.Set(a.flag, value); err != nil {
+				return fmt.Errorf("%s: %w", at(&a.where), err)
+			}
+		}
+	}
+	return nil
+}
+
+// An attribute is what the file says for one flag; flags that may be repeated take a list.
+type attribute struct {
+	flag   string
+	values []string
+	where  hcl.Range
+}
+
+func readFile(path string, settings []setting) ([]attribute, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("the configuration file cannot be read: %w", err)
+	}
+	file, diags := hclparse.NewParser().ParseHCL(text, path)
+	if diags.HasErrors() {
+		return nil, explain(diags)
+	}
+	content, diags := file.Body.Content(schema(settings))
+	if diags.HasErrors() {
+		return nil, explain(diags)
+	}
+	var all []attribute
+	for _, block := range content.Blocks {
+		if block.Type == "account" {
+			a, err := accountAttribute(block)
+			if err != nil {
+				return nil, err
+			}
+			all = append(all, a)
+			continue
+		}
+		of := &hcl.BodySchema{}
+		flags := map[string]string{}
+		for _, s := range settings {
+			if s.room == block.Type {
+				of.Attributes = append(of.Attributes, hcl.AttributeSchema{Name: s.field})
+				flags[s.field] = s.flag
+			}
+		}
+		inner, diags := block.Body.Content(of)
+		if diags.HasErrors() {
+			return nil, explain(diags)
+		}
+		for name, a := range inner.Attributes {
+			values, err := valuesOf(a)
+			if err != nil {
+				return nil, err
+			}
+			all = append(all, attribute{flags[name], values, a.Range})
+		}
+	}
+	return all, nil
+}
+
+// schema lists the blocks a file may have: one for each room, and account "NAME" { password = "…" }.
+func schema(settings []setting) *hcl.BodySchema {
+	root := &hcl.BodySchema{Blocks: []hcl.BlockHeaderSchema{{Type: "account", LabelNames: []string{"name"}}}}
+	seen := map[string]bool{}
+	for _, s := range settings {
+		if !seen[s.room] {
+			seen[s.room] = true
+			root.Blocks = append(root.Blocks, hcl.BlockHeaderSchema{Type: s.room})
+		}
+	}
+	return root
+}
+
+func accountAttribute(block *hcl.Block) (attribute, error) {
+	inner, diags := block.Body.Content(&hcl.BodySchema{Attributes: []hcl.AttributeSchema{{Name: "password", Required: true}}})
+	if diags.HasErrors() {
+		return attribute{}, explain(diags)
+	}
+	password, err := valuesOf(inner.Attributes["password"])
+	if err != nil {
+		return attribute{}, err
+	}
+	return attribute{"account", []string{block.Labels[0] + ":" + strings.Join(password, "")}, block.DefRange}, nil
+}
+
+func valuesOf(a *hcl.Attribute) ([]string, error) {
+	value, diags := a.Expr.Value(nil)
+	if diags.HasErrors() {
+		return nil, explain(diags)
+	}
+	list := []cty.Value{value}
+	if value.CanIterateElements() && !value.Type().IsMapType() && !value.Type().IsObjectType() {
+		list = value.AsValueSlice()
+	}
+	var values []string
+	for _, v := range list {
+		s, err := convert.Convert(v, cty.String)
+		if err != nil || s.IsNull() {
+			return nil, fmt.Errorf("%s: %s wants a text, a number, or a list of them", at(&a.Range), a.Name)
+		}
+		values = append(values, s.AsString())
+	}
+	return values, nil
+}
+
+func at(r *hcl.Range) string {
+	return fmt.Sprintf("%s:%d:%d", r.Filename, r.Start.Line, r.Start.Column)
+}
+
+// explain turns the first finding of the parser into one sentence with its place.
+func explain(diags hcl.Diagnostics) error {
+	for _, d := range diags {
+		if d.Severity != hcl.DiagError {
+			continue
+		}
+		text := strings.TrimSuffix(d.Summary, ".") + ": " + d.Detail
+		if d.Subject == nil {
+			return errors.New(text)
+		}
+		return fmt.Errorf("%s: %s", at(d.Subject), text)
+	}
+	return diags
+}
