@@ -7,13 +7,13 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
 
 	"plenum/signaling/rooms"
@@ -291,9 +291,9 @@ func TestJoinStorm(t *testing.T) {
 	})
 }
 
-// TestFlood: who floods is slowed by its own quota, and alone with it; what others see of it in the end
+// TestHallFlood: who floods is slowed by its own quota, and alone with it; what others see of it in the end
 // is the last thing it said.
-func TestFlood(t *testing.T) {
+func TestHallFlood(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLobby(t, nil)
 		l.run(func(context.Context) {
@@ -351,13 +351,11 @@ func TestFlood(t *testing.T) {
 	})
 }
 
-// TestBridgeRequests: a conference's request reaches the bridge through the brewery, its answer comes
-// back; a bridge that says nothing, or leaves, is noticed.
-func TestBridges(t *testing.T) {
+// TestHallBridges: a bridge in the brewery is in the fleet for as long as it is there; people stay outside.
+func TestHallBridges(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLobby(t, nil)
 		l.run(func(context.Context) {
-			const brewery = "jvbbrewery@internal.auth.meet.local"
 			jvb := l.bridge("jvb1")
 			l.join(jvb, brewery)
 			synctest.Wait()
@@ -386,89 +384,139 @@ func TestBridges(t *testing.T) {
 	})
 }
 
-// TestCall: two people get an offer from the bridge they share; when it dies, from the other one; when
-// one of them is left alone, nothing more.
-func TestCall(t *testing.T) {
+const brewery = "jvbbrewery@internal.auth.meet.local"
+
+// working lets a bridge say how loaded it is, and answer requests for endpoints, which asked counts.
+func (l *lobby) working(b *guest, stress string, asked *int) {
+	b.answer = func(iq *xmpp.Element) *xmpp.Element {
+		m, err := colibri.ParseModify(iq.First())
+		if err != nil {
+			return xmpp.ErrorReply(iq, xmpp.StanzaError{Condition: xmpp.BadRequest})
+		}
+		var made colibri.ConferenceModified
+		for _, e := range m.Endpoints {
+			if !e.Create {
+				continue
+			}
+			*asked++
+			made.Endpoints = append(made.Endpoints, colibri.Endpoint{ID: e.ID, Transport: &colibri.Transport{ICE: &jingle.Transport{
+				Ufrag: "ufrag", Pwd: "a-password-of-22-bytes", RTCPMux: true,
+				Fingerprints: []jingle.Fingerprint{{Hash: "sha-256", Setup: "actpass", Value: strings.Repeat("AB:", 31) + "AB"}},
+				Candidates: []jingle.Candidate{{ID: "1", Foundation: "1", Component: 1, Priority: 1, Protocol: "udp", Type: "host",
+					IP: "192.0.2.1", Port: 10000}},
+			}}})
+		}
+		return xmpp.Result(iq, made.Element())
+	}
+	l.join(b, brewery)
+	stats := colibri.Stats{{Name: "stress_level", Value: stress}, {Name: "drain", Value: "false"}}
+	l.h.Stanza(b, xmpp.Presence("", "", "", brewery+"/"+b.nick, stats.Element()))
+}
+
+// client lets a guest answer the focus as a client does.
+func client(g *guest) {
+	g.answer = func(iq *xmpp.Element) *xmpp.Element {
+		if iq.Child(xmpp.NSDisco, "query") == nil {
+			return xmpp.Result(iq)
+		}
+		list := xmpp.New(xmpp.NSDisco, "query")
+		for _, f := range []string{"urn:xmpp:jingle:apps:rtp:audio", "urn:xmpp:jingle:apps:rtp:video", "http://jitsi.org/ssrc-rewriting-1"} {
+			list.Add(xmpp.New(xmpp.NSDisco, "feature", "var", f))
+		}
+		return xmpp.Result(iq, list)
+	}
+}
+
+// offers counts the offers that a guest got since the last call.
+func offers(t *testing.T, g *guest) (n int) {
+	for _, e := range g.take() {
+		if e.ChildNamed("jingle").Attr("action") != "session-initiate" {
+			continue
+		}
+		n++
+		if e.Attr("from") != hallRoom+"/focus" || e.Attr("to") != g.jid.String() {
+			t.Errorf("offer from %s to %s", e.Attr("from"), e.Attr("to"))
+		}
+	}
+	return n
+}
+
+// TestHallCall: two people get an offer from the bridge they share, and when that dies, from the other.
+func TestHallCall(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLobby(t, nil)
 		l.run(func(context.Context) {
-			bridges := map[string]*guest{"jvb1": l.bridge("jvb1"), "jvb2": l.bridge("jvb2")}
-			used := make(map[string]int) // endpoints asked of each bridge
-			const brewery = "jvbbrewery@internal.auth.meet.local"
-			for name, b := range bridges {
-				b.answer = func(iq *xmpp.Element) *xmpp.Element {
-					m, err := colibri.ParseModify(iq.First())
-					if err != nil {
-						return xmpp.ErrorReply(iq, xmpp.StanzaError{Condition: xmpp.BadRequest})
-					}
-					var made colibri.ConferenceModified
-					for _, e := range m.Endpoints {
-						if e.Create {
-							used[name]++
-							made.Endpoints = append(made.Endpoints, colibri.Endpoint{ID: e.ID, Transport: &colibri.Transport{ICE: &jingle.Transport{
-								Ufrag: "ufrag", Pwd: "a-password-of-22-bytes", RTCPMux: true,
-								Fingerprints: []jingle.Fingerprint{{Hash: "sha-256", Setup: "actpass", Value: strings.Repeat("AB:", 31) + "AB"}},
-								Candidates: []jingle.Candidate{{ID: "1", Foundation: "1", Component: 1, Priority: 1, Protocol: "udp", Type: "host",
-									IP: "192.0.2.1", Port: 10000}},
-							}}})
-						}
-					}
-					return xmpp.Result(iq, made.Element())
-				}
-				l.join(b, brewery)
-				stats := colibri.Stats{{Name: "stress_level", Value: "0"}, {Name: "drain", Value: "false"}}
-				l.h.Stanza(b, xmpp.Presence("", "", "", brewery+"/"+name, stats.Element()))
+			var asked [2]int
+			bridges := [2]*guest{l.bridge("jvb1"), l.bridge("jvb2")}
+			for i, b := range bridges {
+				l.working(b, "0", &asked[i])
 			}
 			l.open(hallRoom)
 			people := []*guest{l.guest("ann"), l.guest("bob")}
 			for _, g := range people {
-				g.answer = func(iq *xmpp.Element) *xmpp.Element {
-					if q := iq.Child(xmpp.NSDisco, "query"); q != nil {
-						list := xmpp.New(xmpp.NSDisco, "query")
-						for _, f := range []string{"urn:xmpp:jingle:apps:rtp:audio", "urn:xmpp:jingle:apps:rtp:video", "http://jitsi.org/ssrc-rewriting-1"} {
-							list.Add(xmpp.New(xmpp.NSDisco, "feature", "var", f))
-						}
-						return xmpp.Result(iq, list)
-					}
-					return xmpp.Result(iq)
-				}
+				client(g)
 				l.join(g, hallRoom)
 			}
-			offers := func(g *guest) (sids []string) {
-				for _, e := range g.take() {
-					j := e.ChildNamed("jingle")
-					if j.Attr("action") == "session-initiate" {
-						if e.Attr("from") != hallRoom+"/focus" || e.Attr("to") != g.jid.String() {
-							t.Errorf("offer from %s to %s", e.Attr("from"), e.Attr("to"))
-						}
-						sids = append(sids, j.Attr("sid"))
-					}
-				}
-				return sids
-			}
 			synctest.Wait()
 			for _, g := range people {
-				if n := offers(g); len(n) != 1 {
-					t.Fatalf("%s has got %d offers", g.nick, len(n))
+				if n := offers(t, g); n != 1 {
+					t.Fatalf("%s has got %d offers", g.nick, n)
 				}
 			}
-			if len(used) != 1 {
-				t.Fatalf("bridges used: %v", used)
+			first := 0
+			if asked[1] > 0 {
+				first = 1
 			}
-			for _, name := range slices.Collect(maps.Keys(used)) {
-				l.gone(bridges[name])
+			if asked[first] != 2 || asked[1-first] != 0 {
+				t.Fatalf("endpoints asked of the bridges: %v", asked)
 			}
+			l.gone(bridges[first])
 			synctest.Wait()
 			for _, g := range people {
-				if n := offers(g); len(n) != 1 {
-					t.Fatalf("%s has got %d offers after the bridge died", g.nick, len(n))
+				if n := offers(t, g); n != 1 {
+					t.Fatalf("%s has got %d offers after the bridge died", g.nick, n)
 				}
 			}
-			if len(used) != 2 {
-				t.Fatalf("bridges used: %v", used)
+			if asked[1-first] != 2 {
+				t.Fatalf("endpoints asked of the bridges: %v", asked)
 			}
 			for _, g := range people {
 				l.gone(g)
+			}
+		})
+	})
+}
+
+// TestHallSilentBridge: a bridge that does not answer in time is given up for another.
+func TestHallSilentBridge(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLobby(t, nil)
+		l.run(func(context.Context) {
+			var unused, asked int
+			silent, other := l.bridge("jvb1"), l.bridge("jvb2")
+			l.working(silent, "0", &unused)
+			l.working(other, "0.5", &asked)
+			silent.answer = nil
+			l.open(hallRoom)
+			people := []*guest{l.guest("ann"), l.guest("bob")}
+			for _, g := range people {
+				client(g)
+				l.join(g, hallRoom)
+			}
+			time.Sleep(5 * time.Second)
+			synctest.Wait()
+			if n := offers(t, people[0]); n != 0 || len(l.h.asked) == 0 {
+				t.Fatalf("%d offers without an answer of the bridge, %d requests open", n, len(l.h.asked))
+			}
+			time.Sleep(40 * time.Second)
+			synctest.Wait()
+			for _, g := range people {
+				if n := offers(t, g); n != 1 {
+					t.Errorf("%s has got %d offers", g.nick, n)
+				}
+			}
+			if asked != 2 || len(l.h.asked) != 0 {
+				t.Errorf("%d endpoints asked of the other bridge, %d requests open", asked, len(l.h.asked))
 			}
 		})
 	})
@@ -546,7 +594,7 @@ func TestOpenAndClose(t *testing.T) {
 	})
 }
 
-func TestDrain(t *testing.T) {
+func TestHallDrain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLobby(t, nil)
 		l.run(func(ctx context.Context) {
@@ -573,8 +621,8 @@ func TestDrain(t *testing.T) {
 	})
 }
 
-// TestAddresses: what is for no room, or for the rooms' service.
-func TestAddresses(t *testing.T) {
+// TestHallAddresses: what is for no room, or for the rooms' service.
+func TestHallAddresses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLobby(t, nil)
 		l.run(func(context.Context) {
@@ -641,8 +689,8 @@ func TestStockFocus(t *testing.T) {
 			jicofo := &guest{jid: jid.MustParse("focus@auth.meet.local/focus"), nick: "focus", account: "focus@auth.meet.local", roster: make(map[string]string)}
 			l.here[jicofo.jid] = jicofo
 			ann, jvb := l.guest("ann"), l.bridge("jvb1")
-			l.join(jicofo, "jvbbrewery@internal.auth.meet.local")
-			l.join(jvb, "jvbbrewery@internal.auth.meet.local")
+			l.join(jicofo, brewery)
+			l.join(jvb, brewery)
 			l.join(ann, hallRoom)
 			synctest.Wait()
 			if ann.in() || jvb.others()["focus"] == "" || jicofo.others()["jvb1"] == "" {
@@ -675,6 +723,47 @@ func TestStockFocus(t *testing.T) {
 			}
 			l.gone(jicofo)
 			l.gone(jvb)
+		})
+	})
+}
+
+// TestHallMetrics: what dashboards made for Jicofo ask for is there.
+func TestHallMetrics(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		reg := prometheus.NewPedanticRegistry()
+		l := newLobby(t, func(c *hallConfig) { c.Metrics = newMetrics(reg) })
+		l.run(func(context.Context) {
+			l.open(hallRoom)
+			for _, nick := range []string{"ann", "bob", "cid"} {
+				l.join(l.guest(nick), hallRoom)
+			}
+			l.h.Stanza(l.guest("eve"), xmpp.Presence("", "", "", "nowhere@conference.meet.local/eve", xmpp.New(hallMUC, "x")))
+			synctest.Wait()
+			got := make(map[string]float64)
+			families, err := reg.Gather()
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, f := range families {
+				for _, m := range f.Metric {
+					got[f.GetName()] += m.GetGauge().GetValue() + m.GetCounter().GetValue()
+					for _, label := range m.Label {
+						if strings.Contains(label.GetValue(), "golden") || strings.Contains(label.GetValue(), "ann") {
+							t.Errorf("%s names somebody", f.GetName())
+						}
+					}
+				}
+			}
+			for name, want := range map[string]float64{
+				"jitsi_jicofo_conferences": 1, "jitsi_jicofo_participants_current": 3, "jitsi_jicofo_largest_conference": 3,
+				"jitsi_jicofo_participants_pairs": 6, "jitsi_jicofo_conferences_created_total": 1, "jitsi_jicofo_participants_total": 3,
+				"jitsi_jicofo_conference_requests_total": 1, "jitsi_jicofo_conference_requests_new_total": 1,
+				"plenum_shard_joins_total": 3, "plenum_shard_refusals_total": 1, "plenum_shard_room_panics_total": 0,
+			} {
+				if v, there := got[name]; !there || v != want {
+					t.Errorf("%s = %v (there: %v), want %v", name, v, there, want)
+				}
+			}
 		})
 	})
 }

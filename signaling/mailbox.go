@@ -16,6 +16,9 @@ const (
 	quotaRate  = 20 // stanzas a second
 )
 
+// maxSpare is the largest batch whose memory is kept for the next one.
+const maxSpare = 1024
+
 // A letter is a stanza, or a control event if do is set.
 type letter struct {
 	from muc.Sender
@@ -146,8 +149,11 @@ func (m *mailbox) take() []letter {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	batch := m.queue
-	clear(m.spare[:cap(m.spare)])
+	clear(m.spare)
 	m.queue, m.spare = m.spare[:0], batch
+	if cap(m.queue) > maxSpare {
+		m.queue = nil
+	}
 	return batch
 }
 

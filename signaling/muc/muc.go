@@ -16,7 +16,6 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
-	"slices"
 	"strconv"
 	"time"
 
@@ -276,14 +275,6 @@ func (r *Room) Members() int {
 		n--
 	}
 	return n
-}
-
-// Has reports whether this real JID is in the room or waits for the focus to come.
-func (r *Room) Has(who jid.JID) bool {
-	if r.jids[who] != nil {
-		return true
-	}
-	return slices.ContainsFunc(r.held, func(h held) bool { return h.from.JID == who })
 }
 
 // Address returns the real JID behind a nick.

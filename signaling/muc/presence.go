@@ -20,6 +20,9 @@ var (
 	needsMember   = xmpp.StanzaError{Type: "auth", Condition: "registration-required"}
 )
 
+// bridgeNick owns the bridge's own sources in every offer, so nobody may be called that.
+const bridgeNick = "jvb"
+
 // A held join waits for the focus.
 type held struct {
 	from Sender
@@ -130,7 +133,7 @@ func (r *Room) admit(from Sender, nick string, join *xmpp.Element) (why xmpp.Sta
 		return forbidden, false
 	case !r.cfg.Brewery && !meet.IsEndpoint(nick):
 		return nickMalformed, false
-	case !r.cfg.Focus.IsZero() && nick == meet.FocusNick && !isFocus:
+	case !r.cfg.Focus.IsZero() && (nick == meet.FocusNick && !isFocus || nick == bridgeNick):
 		return nickTaken, false
 	case holder != nil && holder.JID.Bare() != from.JID.Bare():
 		return nickTaken, false
