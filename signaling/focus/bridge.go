@@ -109,7 +109,10 @@ func (c *Conference) allocated(now time.Time, p *participant, s *session, iq *xm
 	}
 	s.state = offered
 	offer := c.offer(p, s, *modified.Endpoints[i].Transport.ICE, port)
-	s.signaled = offer.Sources[1:]
+	s.signaled = map[string]jingle.EndpointSources{}
+	for _, told := range offer.Sources[1:] {
+		s.signaled[told.Owner] = told
+	}
 	c.ask(p, "set", offer.Element(), func(_ time.Time, iq *xmpp.Element) {
 		// No answer counts as taken: slow clients are late (protocol notes 4.2).
 		if p.session == s && s.state == offered && iq != nil && iq.Attr("type") == "error" {
@@ -220,9 +223,9 @@ func (c *Conference) abandon(b *bridge, tell bool) {
 		if s := p.session; s != nil && s.bridge == b {
 			c.terminate(p, "success", "moving")
 			p.session = nil
+			c.changed = append(c.changed, p.Nick)
 		}
 	}
-	c.changed = true
 	clear(b.endpoints)
 	c.drop(b, tell)
 }
@@ -234,7 +237,7 @@ func (c *Conference) release(p *participant) {
 		return
 	}
 	p.session = nil
-	c.changed = true
+	c.changed = append(c.changed, p.Nick)
 	delete(s.bridge.endpoints, p.Nick)
 	if len(s.bridge.endpoints) == 0 {
 		c.drop(s.bridge, true)

@@ -46,7 +46,7 @@ type Conference struct {
 	noBridge bool                  // somebody waits for one
 	hadOne   bool                  // bridge-count is shown from the first bridge on
 	shown    shown
-	changed  bool // sources, or who has a session, since clients were last told
+	changed  []string // nicks whose sources have changed since clients were last told
 	stopped  bool
 	out      []Action
 }
@@ -216,10 +216,7 @@ func (c *Conference) reconcile(now time.Time) {
 	} else if _, running := c.timers[timerNoBridge]; !running {
 		c.setTimer(now, timerNoBridge, bridgeRetry)
 	}
-	if c.changed {
-		c.changed = false
-		c.signalSources()
-	}
+	c.signalSources()
 }
 
 func (c *Conference) inviteAll(now time.Time) {

@@ -65,6 +65,23 @@ type client struct {
 	sid, bridge      string // of the live session
 	accepted, hungUp bool
 	hidden           bool
+	knows            map[uint32]string // SSRCs of others that it was told, with their owners
+}
+
+func (k *client) tell(t *rapid.T, s jingle.Session) {
+	for _, e := range s.Sources {
+		for _, source := range append(slices.Clip(e.Audio.Sources), e.Video.Sources...) {
+			switch owner, known := k.knows[source.SSRC]; {
+			case e.Owner == "jvb":
+			case known == (s.Action != jingle.SourceRemove) || known && owner != e.Owner:
+				t.Fatalf("%s of %d, owner %s, known of %q", s.Action, source.SSRC, e.Owner, owner)
+			case known:
+				delete(k.knows, source.SSRC)
+			default:
+				k.knows[source.SSRC] = e.Owner
+			}
+		}
+	}
 }
 
 func newModel(t *rapid.T, errs bool) *model {
@@ -189,7 +206,7 @@ func (m *model) receive(a SendIQ) {
 	case s.Action == jingle.SessionInitiate && k.hungUp:
 		m.t.Fatalf("%s has hung up, and is called again", a.To)
 	case s.Action == jingle.SessionInitiate:
-		k.sid, k.bridge, k.accepted = s.SID, s.Bridge.ID, false
+		k.sid, k.bridge, k.accepted, k.knows = s.SID, s.Bridge.ID, false, map[uint32]string{}
 	case s.SID != k.sid:
 		m.t.Fatalf("%s gets %s for %s instead of %s", a.To, s.Action, s.SID, k.sid)
 	case s.Action == jingle.SessionTerminate:
@@ -197,6 +214,7 @@ func (m *model) receive(a SendIQ) {
 	case !k.accepted:
 		m.t.Fatalf("%s gets %s before it has accepted", a.To, s.Action)
 	}
+	k.tell(m.t, s)
 }
 
 func (m *model) join(nick string, hidden bool) {
@@ -204,13 +222,22 @@ func (m *model) join(nick string, hidden bool) {
 	if nick > "b" {
 		ver = "plain"
 	}
+	m.gone(nick)
 	m.clients[nick] = &client{hidden: hidden}
 	m.step(Joined{Occupant{Nick: nick, Hidden: hidden, Presence: []*xmpp.Element{xmpp.New(xmpp.NSCaps, "c", "hash", "sha-1", "ver", ver)}}})
 }
 
 func (m *model) leave(nick string) {
-	delete(m.clients, nick)
+	m.gone(nick)
 	m.step(Left{nick})
+}
+
+// gone is what clients see in presence: they drop the sources of whoever leaves.
+func (m *model) gone(nick string) {
+	delete(m.clients, nick)
+	for _, k := range m.clients {
+		maps.DeleteFunc(k.knows, func(_ uint32, owner string) bool { return owner == nick })
+	}
 }
 
 func (m *model) answer(i int) {
@@ -350,6 +377,24 @@ func (m *model) settle() {
 		k := m.clients[p.Nick]
 		if people >= 2 && !p.uninvited && (p.session == nil || p.session.state != active || p.session.sid != k.sid) {
 			m.t.Errorf("%s has %+v, its client has %+v", p.Nick, p.session, k)
+		}
+		if p.session == nil || p.session.state != active {
+			continue
+		}
+		want := map[uint32]string{}
+		for _, other := range m.c.participants {
+			if p.Nick <= "b" || other == p || other.session == nil || other.session.state != active {
+				continue
+			}
+			for _, s := range other.session.sources.Audio.Sources {
+				want[s.SSRC] = other.Nick
+			}
+			for _, s := range withoutSimulcast(other.session.sources.Video).Sources {
+				want[s.SSRC] = other.Nick
+			}
+		}
+		if !maps.Equal(want, k.knows) {
+			m.t.Errorf("%s knows %v instead of %v", p.Nick, k.knows, want)
 		}
 	}
 	for nick := range maps.Clone(m.clients) {

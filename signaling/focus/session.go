@@ -17,8 +17,9 @@ type session struct {
 	bridge  *bridge
 	state   state
 	sources jingle.EndpointSources // what the participant sends
-	// signaled are the other participants' sources that the client was told, unless the bridge rewrites.
-	signaled []jingle.EndpointSources
+	// published is what clients without rewriting are told of it; signaled is what this one was told, by owner.
+	published jingle.EndpointSources
+	signaled  map[string]jingle.EndpointSources
 }
 
 type state int
@@ -123,7 +124,7 @@ func (c *Conference) accepted(p *participant, in jingle.Session, accept func()) 
 		return fault
 	}
 	s.state = active
-	c.changed = true
+	c.publish(p)
 	e := colibri.Endpoint{Transport: &colibri.Transport{ICE: t}, Sources: bridgeSources(s.sources)}
 	for _, content := range in.Contents {
 		if content.InitialLastN != nil {

@@ -178,7 +178,7 @@ func (c *Conference) changeSources(p *participant, in jingle.Session, accept fun
 	if fault != nil {
 		return fault
 	}
-	c.changed = true
+	c.publish(p)
 	c.update(p, colibri.Endpoint{Sources: bridgeSources(s.sources)}, nil)
 	accept()
 	return nil
@@ -256,6 +256,31 @@ func bridgeSources(s jingle.EndpointSources) *colibri.Sources {
 	return &out
 }
 
+// publish renews what others are told of p's sources: the first encoding of each.
+func (c *Conference) publish(p *participant) {
+	s := p.session
+	s.published = jingle.EndpointSources{Owner: p.Nick, Audio: s.sources.Audio, Video: withoutSimulcast(s.sources.Video)}
+	c.changed = append(c.changed, p.Nick)
+}
+
+// view is what p is told of an owner's sources, nothing when there are none.
+func (c *Conference) view(p, owner *participant) jingle.EndpointSources {
+	v := jingle.EndpointSources{}
+	if owner == nil || owner == p || owner.session == nil {
+		return v
+	}
+	v.Owner = owner.Nick
+	if p.features.audio {
+		v.Audio = owner.session.published.Audio
+	}
+	if p.features.video {
+		v.Video = owner.session.published.Video
+	}
+	return v
+}
+
+func isEmpty(s jingle.EndpointSources) bool { return len(s.Audio.Sources)+len(s.Video.Sources) == 0 }
+
 // visible lists the sources of the others that p must be told over Jingle: none if the bridge rewrites.
 func (c *Conference) visible(p *participant) []jingle.EndpointSources {
 	if p.features.rewriting {
@@ -263,18 +288,8 @@ func (c *Conference) visible(p *participant) []jingle.EndpointSources {
 	}
 	var list []jingle.EndpointSources
 	for _, other := range c.participants {
-		if other == p || other.session == nil || other.session.state != active {
-			continue
-		}
-		s := jingle.EndpointSources{Owner: other.Nick}
-		if p.features.audio {
-			s.Audio = other.session.sources.Audio
-		}
-		if p.features.video {
-			s.Video = withoutSimulcast(other.session.sources.Video)
-		}
-		if len(s.Audio.Sources)+len(s.Video.Sources) > 0 {
-			list = append(list, s)
+		if v := c.view(p, other); !isEmpty(v) {
+			list = append(list, v)
 		}
 	}
 	return list
@@ -311,15 +326,37 @@ func withoutSimulcast(m jingle.MediaSources) jingle.MediaSources {
 // signalSources tells clients without rewriting what changed since they were last told. Until a client
 // has accepted, changes wait; those that cancel each other are never sent.
 func (c *Conference) signalSources() {
+	if len(c.changed) == 0 {
+		return
+	}
+	owners := c.changed
+	c.changed = nil
+	slices.Sort(owners)
+	owners = slices.Compact(owners)
 	for _, p := range c.participants {
 		s := p.session
 		if s == nil || s.state != active || p.features.rewriting {
 			continue
 		}
-		visible := c.visible(p)
-		c.signal(p, jingle.SourceRemove, difference(s.signaled, visible))
-		c.signal(p, jingle.SourceAdd, difference(visible, s.signaled))
-		s.signaled = visible
+		look := owners
+		if _, accepted := slices.BinarySearch(owners, p.Nick); accepted {
+			look = c.nicks() // the first time, everything may be new
+		}
+		var gone, more []jingle.EndpointSources
+		for _, nick := range look {
+			told, now := s.signaled[nick], c.view(p, c.participant(nick))
+			if d := difference(told, now); !isEmpty(d) {
+				gone = append(gone, d)
+			}
+			if d := difference(now, told); !isEmpty(d) {
+				more = append(more, d)
+			}
+			if s.signaled[nick] = now; isEmpty(now) {
+				delete(s.signaled, nick)
+			}
+		}
+		c.signal(p, jingle.SourceRemove, gone)
+		c.signal(p, jingle.SourceAdd, more)
 	}
 }
 
@@ -332,26 +369,23 @@ func (c *Conference) signal(p *participant, action string, sources []jingle.Endp
 // forget drops the sources of somebody who left: clients clean those up from presence (protocol notes 4.9).
 func (c *Conference) forget(nick string) {
 	for _, p := range c.participants {
-		if s := p.session; s != nil {
-			s.signaled = slices.DeleteFunc(slices.Clone(s.signaled), func(e jingle.EndpointSources) bool { return e.Owner == nick })
+		if p.session != nil {
+			delete(p.session.signaled, nick)
 		}
 	}
 }
 
-// difference lists what is in a but not in b.
-func difference(a, b []jingle.EndpointSources) []jingle.EndpointSources {
-	var out []jingle.EndpointSources
-	for _, x := range a {
-		var y jingle.EndpointSources
-		if i := slices.IndexFunc(b, func(e jingle.EndpointSources) bool { return e.Owner == x.Owner }); i >= 0 {
-			y = b[i]
-		}
-		d := jingle.EndpointSources{Owner: x.Owner, Audio: minus(x.Audio, y.Audio), Video: minus(x.Video, y.Video)}
-		if len(d.Audio.Sources)+len(d.Video.Sources) > 0 {
-			out = append(out, d)
-		}
+func (c *Conference) nicks() []string {
+	var list []string
+	for _, p := range c.participants {
+		list = append(list, p.Nick)
 	}
-	return out
+	return list
+}
+
+// difference is what is in a but not in b.
+func difference(a, b jingle.EndpointSources) jingle.EndpointSources {
+	return jingle.EndpointSources{Owner: a.Owner, Audio: minus(a.Audio, b.Audio), Video: minus(a.Video, b.Video)}
 }
 
 func minus(a, b jingle.MediaSources) jingle.MediaSources {
