@@ -50,15 +50,11 @@ func ParsePayloadType(e *xmpp.Element) (PayloadType, error) {
 	if err != nil {
 		return PayloadType{}, err
 	}
-	clock, err := optional(e, "clockrate", 1<<31-1)
-	if err != nil {
-		return PayloadType{}, err
+	n := numbers{e: e}
+	p := PayloadType{ID: uint8(id), Name: e.Attr("name"), Clockrate: int(n.optional("clockrate", 1<<31-1)), Channels: int(n.optional("channels", 255))}
+	if n.err != nil {
+		return PayloadType{}, n.err
 	}
-	channels, err := optional(e, "channels", 255)
-	if err != nil {
-		return PayloadType{}, err
-	}
-	p := PayloadType{ID: uint8(id), Name: e.Attr("name"), Clockrate: int(clock), Channels: int(channels)}
 	for c := range e.Children {
 		switch {
 		case c.Is(NSRTP, "parameter"):
@@ -124,11 +120,11 @@ func ParseTransport(e *xmpp.Element) (Transport, error) {
 	if !e.Is(NSICE, "transport") {
 		return Transport{}, wrong(e, "transport")
 	}
-	generation, err := optional(e, "ice-generation", 1<<31-1)
-	if err != nil {
-		return Transport{}, err
+	n := numbers{e: e}
+	t := Transport{Ufrag: e.Attr("ufrag"), Pwd: e.Attr("pwd"), Generation: int(n.optional("ice-generation", 1<<31-1))}
+	if n.err != nil {
+		return Transport{}, n.err
 	}
-	t := Transport{Ufrag: e.Attr("ufrag"), Pwd: e.Attr("pwd"), Generation: int(generation)}
 	for c := range e.Children {
 		switch {
 		case c.Is(NSICE, "rtcp-mux"):
@@ -192,30 +188,19 @@ func ParseCandidate(e *xmpp.Element) (Candidate, error) {
 	if !e.Is(NSICE, "candidate") {
 		return Candidate{}, wrong(e, "candidate")
 	}
+	n := numbers{e: e}
 	c := Candidate{
-		ID: e.Attr("id"), Foundation: e.Attr("foundation"), Protocol: e.Attr("protocol"), Type: e.Attr("type"),
-		IP: e.Attr("ip"), RelIP: e.Attr("rel-addr"), TCPType: e.Attr("tcptype"),
+		ID: e.Attr("id"), Foundation: e.Attr("foundation"), Component: int(n.optional("component", 256)),
+		Generation: int(n.optional("generation", 1<<31-1)), Network: int(n.optional("network", 1<<31-1)),
+		Priority: uint32(n.optional("priority", 1<<32-1)), Protocol: e.Attr("protocol"), Type: e.Attr("type"),
+		IP: e.Attr("ip"), Port: int(n.optional("port", 65535)),
+		RelIP: e.Attr("rel-addr"), RelPort: int(n.optional("rel-port", 65535)), TCPType: e.Attr("tcptype"),
+	}
+	if n.err != nil {
+		return Candidate{}, n.err
 	}
 	if c.IP == "" {
 		return Candidate{}, fmt.Errorf("candidate: %w", ErrElement)
-	}
-	for _, field := range []struct {
-		name string
-		max  uint64
-		set  func(uint64)
-	}{
-		{"component", 256, func(v uint64) { c.Component = int(v) }},
-		{"generation", 1<<31 - 1, func(v uint64) { c.Generation = int(v) }},
-		{"network", 1<<31 - 1, func(v uint64) { c.Network = int(v) }},
-		{"priority", 1<<32 - 1, func(v uint64) { c.Priority = uint32(v) }},
-		{"port", 65535, func(v uint64) { c.Port = int(v) }},
-		{"rel-port", 65535, func(v uint64) { c.RelPort = int(v) }},
-	} {
-		v, err := optional(e, field.name, field.max)
-		if err != nil {
-			return Candidate{}, err
-		}
-		field.set(v)
 	}
 	return c, nil
 }
@@ -228,7 +213,7 @@ func (c Candidate) Element() *xmpp.Element {
 		"ip", c.IP, "port", strconv.Itoa(c.Port), "rel-addr", c.RelIP, "rel-port", positive(c.RelPort), "tcptype", c.TCPType)
 }
 
-// ParseSource reads <source/> of XEP-0339. The msid is a <parameter/>; older senders put it in the same place.
+// ParseSource reads <source/> (XEP-0339); its msid is a <parameter/>.
 func ParseSource(e *xmpp.Element) (Source, error) {
 	if !e.Is(NSSource, "source") {
 		return Source{}, wrong(e, "source")
@@ -314,11 +299,20 @@ func number(e *xmpp.Element, name string, max uint64) (uint64, error) {
 	return v, nil
 }
 
-func optional(e *xmpp.Element, name string, max uint64) (uint64, error) {
-	if e.Attr(name) == "" {
-		return 0, nil
+// numbers reads several attributes of e and keeps the first error.
+type numbers struct {
+	e   *xmpp.Element
+	err error
+}
+
+// optional is number for an attribute that may be absent, which is 0.
+func (n *numbers) optional(name string, max uint64) uint64 {
+	if n.err != nil || n.e.Attr(name) == "" {
+		return 0
 	}
-	return number(e, name, max)
+	var v uint64
+	v, n.err = number(n.e, name, max)
+	return v
 }
 
 // positive formats n, or returns the empty string when there is nothing to say.

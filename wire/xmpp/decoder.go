@@ -90,13 +90,9 @@ func (d *Decoder) Next() (*Element, error) {
 	if !utf8.Valid(whole) {
 		return nil, fmt.Errorf("utf-8: %w", ErrSyntax)
 	}
-	p := parser{s: string(whole), limits: d.limits, scope: d.scope}
-	e, err := p.element()
+	e, err := parse(string(whole), d.limits, d.scope)
 	if err != nil {
 		return nil, err
-	}
-	if p.i != len(p.s) {
-		return nil, p.unexpected()
 	}
 	d.start += len(whole)
 	return e, nil
@@ -107,7 +103,7 @@ func (d *Decoder) header(head []byte) (*Element, error) {
 	if !utf8.Valid(head) {
 		return nil, fmt.Errorf("utf-8: %w", ErrSyntax)
 	}
-	p := parser{s: string(head), limits: d.limits}
+	p := parser{s: string(head), limits: d.limits, stacks: new(stacks)}
 	e, tag, empty, err := p.startTag()
 	if err != nil {
 		return nil, err

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"unicode/utf8"
 )
 
@@ -57,7 +58,14 @@ func Parse(b []byte, l Limits) (*Element, error) {
 	if !utf8.Valid(b) {
 		return nil, fmt.Errorf("utf-8: %w", ErrSyntax)
 	}
-	p := parser{s: string(b), limits: l}
+	return parse(string(b), l, scope{})
+}
+
+// parse reads s, whose bytes are UTF-8 and within the limit.
+func parse(s string, l Limits, outer scope) (*Element, error) {
+	p := parser{s: s, limits: l, scope: outer, stacks: pool.Get().(*stacks)}
+	defer p.release()
+	p.slabs()
 	p.space()
 	e, err := p.element()
 	if err != nil {
@@ -77,14 +85,45 @@ type parser struct {
 	scope  scope // of the innermost open element
 
 	elements int
-	open     []frame // from the root to the innermost
-	nodes    []Node  // of all open elements, innermost last
-	attrs    []Attr  // of the tag being read; raw, with namespace declarations
+	*stacks
 
-	// slabs from which the tree is cut
+	// Slabs from which the tree is cut. One that is kept keeps its neighbours.
 	elementSlab []Element
 	attrSlab    []Attr
 	nodeSlab    []Node
+}
+
+// stacks are what a parser works with and does not give away.
+type stacks struct {
+	open  []frame // from the root to the innermost
+	nodes []Node  // of all open elements, innermost last
+	attrs []Attr  // of the tag being read; raw, with namespace declarations
+}
+
+var pool = sync.Pool{New: func() any { return new(stacks) }}
+
+// release gives the stacks back, holding on to nothing.
+func (p *parser) release() {
+	const most = 1024
+	s := p.stacks
+	p.stacks = nil
+	if cap(s.nodes) > most || cap(s.attrs) > most {
+		return
+	}
+	clear(s.open[:cap(s.open)])
+	clear(s.nodes[:cap(s.nodes)])
+	clear(s.attrs[:cap(s.attrs)])
+	s.open, s.nodes, s.attrs = s.open[:0], s.nodes[:0], s.attrs[:0]
+	pool.Put(s)
+}
+
+// slabs makes the slabs in the sizes that a well-formed s needs, within reason.
+func (p *parser) slabs() {
+	const most = 128
+	elements := strings.Count(p.s, "<") - strings.Count(p.s, "</")
+	p.elementSlab = make([]Element, 0, max(1, min(elements, most)))
+	p.attrSlab = make([]Attr, 0, min(strings.Count(p.s, "="), most))
+	p.nodeSlab = make([]Node, 0, max(1, min(elements+elements/4, most)))
 }
 
 // A frame is an open element: what its end tag must say, and what to return to after it.
@@ -255,7 +294,7 @@ func (p *parser) attr() (keep bool, err error) {
 // resolve makes the element of a tag once its namespace declarations are known.
 func (p *parser) resolve(tag string, kept int) (*Element, error) {
 	if len(p.elementSlab) == cap(p.elementSlab) {
-		p.elementSlab = make([]Element, 0, min(max(4, 2*cap(p.elementSlab)), 64))
+		p.elementSlab = make([]Element, 0, 64)
 	}
 	p.elementSlab = append(p.elementSlab, Element{Name: tag, Space: p.scope.space})
 	e := &p.elementSlab[len(p.elementSlab)-1]
@@ -328,7 +367,7 @@ func (p *parser) endTag() (root *Element, err error) {
 // cut copies values into a slab and returns them as a slice that cannot grow into its neighbour.
 func cut[T any](slab *[]T, values []T) []T {
 	if cap(*slab)-len(*slab) < len(values) {
-		*slab = make([]T, 0, max(len(values), min(max(8, 2*cap(*slab)), 128)))
+		*slab = make([]T, 0, max(len(values), 64))
 	}
 	n := len(*slab)
 	*slab = append(*slab, values...)
@@ -460,18 +499,18 @@ func number(s string) (rune, bool) {
 	}
 	var r rune
 	for _, c := range []byte(s) {
-		var digit rune
+		var d rune
 		switch {
 		case '0' <= c && c <= '9':
-			digit = rune(c - '0')
+			d = rune(c - '0')
 		case base == 16 && 'a' <= c && c <= 'f':
-			digit = rune(c-'a') + 10
+			d = rune(c-'a') + 10
 		case base == 16 && 'A' <= c && c <= 'F':
-			digit = rune(c-'A') + 10
+			d = rune(c-'A') + 10
 		default:
 			return 0, false
 		}
-		if r = r*base + digit; r > utf8.MaxRune {
+		if r = r*base + d; r > utf8.MaxRune {
 			return 0, false
 		}
 	}
@@ -484,22 +523,37 @@ func (p *parser) name() (string, error) {
 	start, part := p.i, p.i
 	for p.i < len(p.s) {
 		c := p.s[p.i]
-		letter := 'a' <= c|0x20 && c|0x20 <= 'z' || c == '_'
 		switch {
-		case letter:
-		case p.i > part && ('0' <= c && c <= '9' || c == '-' || c == '.'):
+		case named[c] == letter, named[c] == digit && p.i > part:
 		case c == ':' && p.i > part && part == start:
 			part = p.i + 1
+		case p.i == part:
+			return "", p.unexpected()
 		default:
-			if p.i == part {
-				return "", p.unexpected()
-			}
 			return p.s[start:p.i], nil
 		}
 		p.i++
 	}
 	return "", p.unexpected()
 }
+
+// named says which bytes names are made of: digits are not the first.
+var named = func() (t [256]uint8) {
+	for c := range t {
+		switch {
+		case 'a' <= c|0x20 && c|0x20 <= 'z', c == '_':
+			t[c] = letter
+		case '0' <= c && c <= '9', c == '-', c == '.':
+			t[c] = digit
+		}
+	}
+	return t
+}()
+
+const (
+	letter = 1
+	digit  = 2
+)
 
 // space skips white space and reports whether there was any.
 func (p *parser) space() bool {
