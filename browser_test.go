@@ -87,6 +87,9 @@ func (p *tab) eval(expression string, out any) error {
 	if err != nil {
 		return fmt.Errorf("%s: %s: %w", p.name, expression, err)
 	}
+	if out == nil {
+		return nil
+	}
 	return json.Unmarshal([]byte(text), out)
 }
 
@@ -135,4 +138,12 @@ func (p *tab) sees(other *tab, colour [3]int, limit time.Duration) {
 func (p *tab) hears(limit time.Duration) {
 	p.t.Helper()
 	p.until(`(async () => [...(await plenum.media.stats()).values()].some(s => s.type === 'inbound-rtp' && s.kind === 'audio' && s.totalAudioEnergy > 0))()`, limit)
+}
+
+// click presses a button of the page.
+func (p *tab) click(id string) {
+	p.t.Helper()
+	if err := p.eval(fmt.Sprintf("document.getElementById(%q).click()", id), nil); err != nil {
+		p.t.Fatal(err)
+	}
 }
