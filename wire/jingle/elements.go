@@ -299,19 +299,25 @@ func number(e *xmpp.Element, name string, max uint64) (uint64, error) {
 	return v, nil
 }
 
-// numbers reads several attributes of e and keeps the first error.
+// optional is number for an attribute that may be absent, which is 0.
+func optional(e *xmpp.Element, name string, max uint64) (uint64, error) {
+	if e.Attr(name) == "" {
+		return 0, nil
+	}
+	return number(e, name, max)
+}
+
+// numbers reads several optional attributes of e and keeps the first error.
 type numbers struct {
 	e   *xmpp.Element
 	err error
 }
 
-// optional is number for an attribute that may be absent, which is 0.
 func (n *numbers) optional(name string, max uint64) uint64 {
-	if n.err != nil || n.e.Attr(name) == "" {
-		return 0
+	v, err := optional(n.e, name, max)
+	if n.err == nil {
+		n.err = err
 	}
-	var v uint64
-	v, n.err = number(n.e, name, max)
 	return v
 }
 
