@@ -37,17 +37,8 @@ type Bridge struct {
 
 // A Request asks for a place for one endpoint.
 type Request struct {
-	Region string // of the participant; empty when unknown
-	// Conference has the bridges that the conference already uses, with the number of its endpoints there.
-	Conference []InUse
-	// Avoid is a bridge that just failed this participant.
-	Avoid jid.JID
-}
-
-// InUse is a bridge of a conference.
-type InUse struct {
-	Bridge    jid.JID
-	Endpoints int
+	Region     string    // of the participant; empty when unknown
+	Conference []jid.JID // bridges that the conference already uses
 }
 
 // A Choice is the selected bridge; Reason says which rule chose it.
@@ -63,13 +54,12 @@ type Choice struct {
 func Select(bridges []Bridge, r Request) (Choice, bool) {
 	var usable []Bridge
 	for _, b := range bridges {
-		if b.Failed || b.ShuttingDown || b.JID == r.Avoid {
-			continue
+		if !b.Failed && !b.ShuttingDown {
+			usable = append(usable, b)
 		}
-		usable = append(usable, b)
 	}
-	for _, u := range r.Conference {
-		i := slices.IndexFunc(usable, func(b Bridge) bool { return b.JID == u.Bridge })
+	for _, used := range r.Conference {
+		i := slices.IndexFunc(usable, func(b Bridge) bool { return b.JID == used })
 		if i >= 0 {
 			return choice(usable[i], "conference is there"), true
 		}

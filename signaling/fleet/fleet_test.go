@@ -22,9 +22,9 @@ func TestSelect(t *testing.T) {
 	failed := func(b *Bridge) { b.Failed = true }
 	stopping := func(b *Bridge) { b.ShuttingDown = true }
 	graceful := func(b *Bridge) { b.Graceful = true }
-	in := func(names ...string) (used []InUse) {
+	in := func(names ...string) (used []jid.JID) {
 		for _, n := range names {
-			used = append(used, InUse{at(n), 2})
+			used = append(used, at(n))
 		}
 		return used
 	}
@@ -52,7 +52,6 @@ func TestSelect(t *testing.T) {
 		{"stays together", []Bridge{b("x", "muc", 0.95, draining), b("y", "ber", 0)}, Request{Region: "ber", Conference: in("x")}, "x", "conference is there"},
 		{"moves from a failed one", []Bridge{b("x", "", 0, failed), b("y", "", 0.5)}, Request{Conference: in("x")}, "y", "least loaded"},
 		{"second bridge of a conference", []Bridge{b("x", "", 0, failed), b("y", "", 0.5), b("z", "", 0)}, Request{Conference: in("x", "y")}, "y", "conference is there"},
-		{"avoids", []Bridge{b("x", "", 0), b("y", "", 0.5)}, Request{Avoid: at("x")}, "y", "least loaded"},
 	} {
 		got, ok := Select(c.bridges, c.request)
 		if ok != (c.want != "") || ok && (got.Bridge != at(c.want) || got.Reason != c.reason) {

@@ -11,7 +11,6 @@ import (
 	"strconv"
 	"time"
 
-	"plenum/signaling/fleet"
 	"plenum/wire/jid"
 	"plenum/wire/jingle"
 	"plenum/wire/xmpp"
@@ -345,10 +344,10 @@ func (c *Conference) people() int {
 	return n
 }
 
-func (c *Conference) inUse() []fleet.InUse {
-	var used []fleet.InUse
+func (c *Conference) inUse() []jid.JID {
+	var used []jid.JID
 	for _, b := range c.bridges {
-		used = append(used, fleet.InUse{Bridge: b.jid, Endpoints: len(b.endpoints)})
+		used = append(used, b.jid)
 	}
 	return used
 }

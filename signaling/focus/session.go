@@ -96,7 +96,7 @@ func (c *Conference) jingle(now time.Time, p *participant, in jingle.Session, ac
 		accept() // ice-state and the like: nothing to do
 	case jingle.TransportInfo:
 		// The client's answer to an ICE restart. Candidates it never sends (protocol notes 4.5).
-		if t, err := remoteTransport(in); err == nil {
+		if t, err := remoteTransport(in); err == nil && t.Generation > 0 {
 			c.update(p, colibri.Endpoint{Transport: &colibri.Transport{ICE: t}}, nil)
 		}
 		accept()

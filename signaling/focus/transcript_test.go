@@ -107,7 +107,7 @@ type bridgesFake struct{ all []fleet.Choice }
 func (f *bridgesFake) Select(_ time.Time, r fleet.Request) (fleet.Choice, bool) {
 	for _, c := range f.all {
 		for _, u := range r.Conference {
-			if u.Bridge == c.Bridge {
+			if u == c.Bridge {
 				return c, true
 			}
 		}
@@ -303,9 +303,13 @@ func (w *world) do(verb string, args []string) []string {
 		return w.jingle(arg(0), jingle.Session{
 			Action: jingle.SessionInfo, SID: w.sids[arg(0)], Bridge: &jingle.BridgeSession{ID: value("bridge", w.bridge[arg(0)]), ICERestart: true},
 		})
-	case "transport-info": // NICK
+	case "transport-info": // NICK [stray]
+		generation := 1
+		if has("stray") {
+			generation = 0
+		}
 		return w.jingle(arg(0), jingle.Session{
-			Action: jingle.TransportInfo, SID: w.sids[arg(0)], Contents: []jingle.Content{{Name: "audio", Transport: clientTransport(arg(0), 1)}},
+			Action: jingle.TransportInfo, SID: w.sids[arg(0)], Contents: []jingle.Content{{Name: "audio", Transport: clientTransport(arg(0), generation)}},
 		})
 	case "jingle": // NICK ACTION
 		return w.jingle(arg(0), jingle.Session{Action: arg(1), SID: value("sid", w.sids[arg(0)])})
