@@ -505,8 +505,8 @@ func TestHallSilentBridge(t *testing.T) {
 			}
 			time.Sleep(5 * time.Second)
 			synctest.Wait()
-			if n := offers(t, people[0]); n != 0 || len(l.h.asked) == 0 {
-				t.Fatalf("%d offers without an answer of the bridge, %d requests open", n, len(l.h.asked))
+			if n := offers(t, people[0]); n != 0 || l.h.sizes().asked == 0 {
+				t.Fatalf("%d offers without an answer of the bridge, %d requests open", n, l.h.sizes().asked)
 			}
 			time.Sleep(40 * time.Second)
 			synctest.Wait()
@@ -515,8 +515,8 @@ func TestHallSilentBridge(t *testing.T) {
 					t.Errorf("%s has got %d offers", g.nick, n)
 				}
 			}
-			if asked != 2 || len(l.h.asked) != 0 {
-				t.Errorf("%d endpoints asked of the other bridge, %d requests open", asked, len(l.h.asked))
+			if asked != 2 || l.h.sizes().asked != 0 {
+				t.Errorf("%d endpoints asked of the other bridge, %d requests open", asked, l.h.sizes().asked)
 			}
 		})
 	})
