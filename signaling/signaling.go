@@ -167,6 +167,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	s.hall = newHall(hc)
 	s.router.hall, s.router.sessions = s.hall, s.sessions
+	registerSessions(cfg.Metrics, s.sessions)
 
 	if s.httpL, err = net.Listen("tcp", cfg.HTTP); err != nil {
 		return nil, fmt.Errorf("HTTP: %w", err)
@@ -241,6 +242,25 @@ func (s *Server) Close() error { return errors.Join(s.httpL.Close(), s.xmppL.Clo
 func (s *Server) Drain(ctx context.Context) error {
 	s.draining.Store(true)
 	return s.hall.Drain(ctx)
+}
+
+// registerSessions publishes the counts of sessions; reg may be nil.
+func registerSessions(reg prometheus.Registerer, sessions *session.Server) {
+	if reg == nil {
+		return
+	}
+	gauge := func(name, help string, read func(session.Stats) float64) {
+		reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 { return read(sessions.Stats()) }))
+	}
+	counter := func(name, help string, read func(session.Stats) int64) {
+		reg.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help}, func() float64 { return float64(read(sessions.Stats())) }))
+	}
+	gauge("plenum_shard_sessions", "Sessions, those included that wait for their client to come back.", func(s session.Stats) float64 { return float64(s.Sessions) })
+	gauge("plenum_shard_half_open", "Sockets that have not logged in yet.", func(s session.Stats) float64 { return float64(s.HalfOpen) })
+	counter("plenum_shard_resumptions_total", "Sessions that went on on a new socket.", func(s session.Stats) int64 { return s.Resumed })
+	counter("plenum_shard_sockets_refused_total", "Sockets refused because too many had not logged in.", func(s session.Stats) int64 { return s.Refused })
+	counter("plenum_shard_overflows_total", "Sessions ended because their client did not take what was sent.", func(s session.Stats) int64 { return s.Overflows })
+	counter("plenum_shard_throttled_total", "Times that a client was read later because it sent too much.", func(s session.Stats) int64 { return s.Throttled })
 }
 
 // Sessions returns the counts of sessions.

@@ -310,7 +310,7 @@ func (n *negotiation) resume(bare jid.JID, el *xmpp.Element) (*Session, error) {
 		return nil, n.say(smFailed(xmpp.ItemNotFound))
 	}
 	n.srv.resumed.Add(1)
-	n.srv.cfg.Log.Info("session resumed", "jid", s.id.JID.String(), "remote", n.c.id.Remote)
+	s.log("session resumed")
 	return s, nil
 }
 

@@ -261,7 +261,7 @@ func (srv *Server) bind(c *conn, id Identity) (*Session, error) {
 			return nil, net.ErrClosed
 		}
 	}
-	srv.cfg.Log.Info("session opened", "jid", id.JID.String(), "remote", id.Remote)
+	s.log("session opened")
 	srv.cfg.Handler.Opened(s)
 	return s, nil
 }
@@ -300,7 +300,6 @@ func (s *Session) own(c *conn) {
 	s.mu.Unlock()
 	writer.Wait()
 
-	log := s.srv.cfg.Log.With("jid", s.id.JID.String())
 	s.mu.Lock()
 	s.conn = nil
 	s.out.reset()
@@ -317,7 +316,7 @@ func (s *Session) own(c *conn) {
 				s.ending, s.reason = true, "connection lost"
 			}
 			s.mu.Unlock()
-			s.end(log)
+			s.end()
 			return
 		}
 		s.mu.Unlock()
@@ -325,7 +324,7 @@ func (s *Session) own(c *conn) {
 			t := time.NewTimer(s.hibernation())
 			defer t.Stop()
 			late = t.C
-			log.Info("session hibernates", "err", err)
+			s.log("session hibernates", "err", err)
 		}
 		select {
 		case <-late:
@@ -340,7 +339,7 @@ func (s *Session) own(c *conn) {
 }
 
 // end is the last thing that happens to a session.
-func (s *Session) end(log *slog.Logger) {
+func (s *Session) end() {
 	srv := s.srv
 	srv.mu.Lock()
 	delete(srv.byJID, s.id.JID)
@@ -350,9 +349,18 @@ func (s *Session) end(log *slog.Logger) {
 	s.out = queue{}
 	reason := s.reason
 	s.mu.Unlock()
-	log.Info("session closed", "reason", reason)
+	s.log("session closed", "reason", reason)
 	srv.cfg.Handler.Closed(s)
 	close(s.done)
+}
+
+// log tells operators of services, and of guests only when they look for something.
+func (s *Session) log(msg string, args ...any) {
+	level := slog.LevelInfo
+	if s.id.Account == "" {
+		level = slog.LevelDebug
+	}
+	s.srv.cfg.Log.Log(context.Background(), level, msg, append(args, "jid", s.id.JID.String())...)
 }
 
 func (s *Session) hibernation() time.Duration {
@@ -398,7 +406,7 @@ func (s *Session) take(c *conn, h uint32, previd string) error {
 	case <-s.done:
 	default: // ended while it had no owner: ending it is left to us
 		s.mu.Unlock()
-		s.end(s.srv.cfg.Log.With("jid", s.id.JID.String()))
+		s.end()
 		s.mu.Lock()
 	}
 	return errGone

@@ -87,7 +87,8 @@ type Config struct {
 	// A session whose queue overflows has lost a stanza and cannot be resumed: it is ended.
 	QueueFrames, QueueBytes int
 
-	// Log gets one line for each session that opens, resumes, hibernates or ends. nil: none.
+	// Log gets a line when a session opens, resumes, hibernates or ends: at level info for accounts, debug
+	// for guests. nil: none.
 	Log *slog.Logger
 }
 

@@ -2,8 +2,12 @@ package session
 
 import (
 	"fmt"
+	"io"
 	"net/http"
+	"net/http/httptest"
+	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -113,9 +117,11 @@ func TestResume(t *testing.T) {
 		if got := b.h.take(); got != "resumed; message later" {
 			t.Errorf("events: %s", got)
 		}
+		s.mu.Lock()
 		if s.out.len() != 0 || s.out.bytes != 0 {
 			t.Errorf("%d frames, %d bytes kept after everything was acknowledged", s.out.len(), s.out.bytes)
 		}
+		s.mu.Unlock()
 		time.Sleep(5 * time.Minute) // the first timer must not matter any more; the client answers probes
 	})
 }
@@ -389,12 +395,12 @@ func TestSilentSocketIsDead(t *testing.T) {
 		c := b.dial("")
 		c.join()
 		s := b.h.session()
-		pings := 0
-		c.ws.SetPingHandler(func(string) error { pings++; return nil })
+		var pings atomic.Int32
+		c.ws.SetPingHandler(func(string) error { pings.Add(1); return nil })
 		go c.ended()
 		time.Sleep(29 * time.Second)
-		if s.Hibernating() || pings != 1 {
-			t.Errorf("after 29 s: hibernating %v, %d pings", s.Hibernating(), pings)
+		if s.Hibernating() || pings.Load() != 1 {
+			t.Errorf("after 29 s: hibernating %v, %d pings", s.Hibernating(), pings.Load())
 		}
 		time.Sleep(2 * time.Second)
 		if !s.Hibernating() {
@@ -470,5 +476,59 @@ func TestServerCloses(t *testing.T) {
 		if _, _, err := b.tryDial(""); err == nil {
 			t.Error("connected to a closed server")
 		}
+	})
+}
+
+// Region and address come from the edge's headers, and from an edge only.
+func TestEdgeHeaders(t *testing.T) {
+	srv := New(Config{Domain: "localhost", Handler: &recorder{}, Edges: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}})
+	for _, tt := range []struct{ peer, remote, region string }{
+		{"10.1.2.3:555", "198.51.100.7", "ber"},
+		{"192.0.2.1:555", "192.0.2.1", ""},
+		{"[::ffff:10.1.2.3]:555", "198.51.100.7", "ber"},
+	} {
+		r := httptest.NewRequest("GET", "/xmpp-websocket?room=r&prefix=p", nil)
+		r.RemoteAddr = tt.peer
+		r.Header.Set("X-Forwarded-For", "203.0.113.9, 198.51.100.7") // the client may have sent the first
+		r.Header.Set("X-Proxy-Region", "ber")
+		id := srv.identity(r)
+		if id.Remote.String() != tt.remote || id.Region != tt.region || id.Room != "r" || id.Prefix != "p" {
+			t.Errorf("%s: %+v", tt.peer, id)
+		}
+		if srv.FromEdge(r) != (tt.region != "") {
+			t.Errorf("%s: FromEdge", tt.peer)
+		}
+	}
+}
+
+func TestSubprotocolIsRequired(t *testing.T) {
+	srv := New(Config{Domain: "localhost", Handler: &recorder{}})
+	w := httptest.NewRecorder()
+	srv.ServeHTTP(w, httptest.NewRequest("GET", "/xmpp-websocket", nil))
+	if w.Code != http.StatusBadRequest || srv.Stats().HalfOpen != 0 {
+		t.Errorf("%d, %+v", w.Code, srv.Stats())
+	}
+}
+
+// FuzzWebSocket sends raw bytes on the socket of a bound session: frames, halves of frames, anything.
+func FuzzWebSocket(f *testing.F) {
+	f.Add([]byte{0x81, 0x80, 0, 0, 0, 0})                              // an empty message
+	f.Add([]byte{0x89, 0x81, 0, 0, 0, 0, 'x', 0x88, 0x80, 0, 0, 0, 0}) // ping, close
+	f.Add([]byte("\x81\x8b\x00\x00\x00\x00<presence/>"))
+	f.Add([]byte("\x01\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"))
+	f.Add([]byte("\x82\x81\x00\x00\x00\x00x"))
+	f.Fuzz(func(t *testing.T, in []byte) {
+		synctest.Test(t, func(t *testing.T) {
+			b := newBed(t)
+			c := b.dial("")
+			c.join()
+			go io.Copy(io.Discard, c.raw)
+			c.raw.Write(in)
+			c.raw.Close()
+			time.Sleep(2 * time.Minute)
+			if n := b.srv.Stats(); n.Sessions != 0 {
+				t.Errorf("left over: %+v", n)
+			}
+		})
 	})
 }

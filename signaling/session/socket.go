@@ -31,12 +31,9 @@ type socket interface {
 	offersTLS() (offered, required bool)
 }
 
-// How a socket ended. errBye ends the session at once, a streamError too; any other error leaves it
-// hibernating.
-var (
-	errBye     = errors.New("closed by peer")
-	errReplace = errors.New("replaced by another socket")
-)
+// errBye says that the peer closed its session on purpose. It ends the session at once, as a streamError
+// does; any other error leaves it hibernating.
+var errBye = errors.New("closed by peer")
 
 // A streamError is a condition that the peer is told before its socket is closed (RFC 6120, 4.9.3).
 type streamError string

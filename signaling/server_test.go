@@ -1,0 +1,216 @@
+package signaling
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"net/http"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gorilla/websocket"
+	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
+	"go.uber.org/goleak"
+)
+
+// caller is a client on the public wire, as far as it is needed to join.
+type caller struct {
+	*testing.T
+	ws   *websocket.Conn
+	jid  string
+	nick string
+}
+
+func (g *caller) send(s string) {
+	g.Helper()
+	if err := g.ws.WriteMessage(websocket.TextMessage, []byte(s)); err != nil {
+		g.Fatal(err)
+	}
+}
+
+// until reads until a message matches and returns it.
+func (g *caller) until(pattern string) string {
+	g.Helper()
+	re := regexp.MustCompile(pattern)
+	g.ws.SetReadDeadline(time.Now().Add(5 * time.Second))
+	for seen := []string(nil); ; {
+		_, b, err := g.ws.ReadMessage()
+		if err != nil {
+			g.Fatalf("%s: %v after\n%s", pattern, err, strings.Join(seen, "\n"))
+		}
+		if re.Match(b) {
+			return string(b)
+		}
+		if seen = append(seen, string(b)); strings.HasPrefix(string(b), "<r ") {
+			g.send(`<a h="0" xmlns="urn:xmpp:sm:3"/>`)
+		}
+	}
+}
+
+const sayOpen = `<open to="localhost" version="1.0" xmlns="urn:ietf:params:xml:ns:xmpp-framing"/>`
+
+// enter connects and joins a room.
+func enter(t *testing.T, s *Server, room string) *caller {
+	t.Helper()
+	d := websocket.Dialer{Subprotocols: []string{"xmpp"}}
+	ws, resp, err := d.Dial("ws://"+s.HTTPAddr().String()+"/xmpp-websocket?room="+room, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := resp.Header.Get("X-Jitsi-Shard"); got != "" && got != "muc-1" {
+		t.Errorf("shard %q", got)
+	}
+	g := &caller{T: t, ws: ws}
+	g.send(sayOpen)
+	g.until("ANONYMOUS")
+	g.send(`<auth mechanism="ANONYMOUS" xmlns="urn:ietf:params:xml:ns:xmpp-sasl"/>`)
+	g.until("<success")
+	g.send(sayOpen)
+	g.until("xmpp-bind")
+	g.send(`<iq id="_bind_auth_2" type="set" xmlns="jabber:client"><bind xmlns="urn:ietf:params:xml:ns:xmpp-bind"/></iq>`)
+	g.until("type='room_metadata' name='metadata.localhost'") // before the address
+	g.jid = regexp.MustCompile(`[0-9a-f-]{36}@localhost/[0-9a-f]+`).FindString(g.until("_bind_auth_2"))
+	g.nick = g.jid[:8]
+	g.send(`<enable resume="true" xmlns="urn:xmpp:sm:3"/>`)
+	g.until("<enabled")
+	g.send(`<iq id="c" to="focus.localhost" type="set" xmlns="jabber:client"><conference room="` + room + `@conference.localhost" xmlns="http://jitsi.org/protocol/focus"/></iq>`)
+	g.until("id='c'.*ready='true'")
+	g.send(`<presence to="` + room + `@conference.localhost/` + g.nick + `" xmlns="jabber:client"><x xmlns="http://jabber.org/protocol/muc"/><nick xmlns="http://jabber.org/protocol/nick">Ann</nick></presence>`)
+	g.until(`from='` + room + `@conference.localhost/focus'`) // before the own one
+	g.until(`from='` + room + `@conference.localhost/` + g.nick + `'.*code='110'`)
+	return g
+}
+
+// Two people meet on a running shard; one leaves by closing the page; the shard stops and says so.
+func TestServerRuns(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	registry := prometheus.NewPedanticRegistry()
+	s := testServer(t, func(c *Config) { c.Metrics = registry })
+	ctx, cancel := context.WithCancel(t.Context())
+	ran := make(chan error, 1)
+	go func() { ran <- s.Run(ctx) }()
+
+	ann := enter(t, s, "golden")
+	bob := enter(t, s, "golden")
+	ann.until("<presence.*from='golden@conference.localhost/" + bob.nick + "'")
+	bob.send(`<message to="golden@conference.localhost" type="groupchat" xmlns="jabber:client"><body>hello</body></message>`)
+	ann.until("<message.*from='golden@conference.localhost/" + bob.nick + "'.*hello")
+	if got := s.Sessions(); got.Sessions != 2 || got.HalfOpen != 0 {
+		t.Errorf("%+v", got)
+	}
+
+	families, err := registry.Gather()
+	if err != nil {
+		t.Error(err)
+	}
+	if !slices.ContainsFunc(families, func(f *dto.MetricFamily) bool {
+		return f.GetName() == "plenum_shard_sessions" && f.GetMetric()[0].GetGauge().GetValue() == 2
+	}) {
+		t.Error("plenum_shard_sessions is not 2")
+	}
+	debug := func(path string) (int, map[string]any) {
+		r, _ := http.NewRequest("GET", path, nil)
+		w := &response{h: http.Header{}}
+		s.DebugHandler().ServeHTTP(w, r)
+		var v map[string]any
+		json.Unmarshal([]byte(w.b.String()), &v)
+		return w.code, v
+	}
+	if _, v := debug("/debug/rooms/golden"); v == nil {
+		t.Error("the room is not in /debug/rooms/golden")
+	}
+	if code, _ := debug("/debug/rooms/lead"); code != http.StatusNotFound {
+		t.Errorf("a room that does not exist: %d", code)
+	}
+
+	bob.ws.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(websocket.CloseGoingAway, ""), time.Now().Add(time.Second))
+	bob.ws.Close()
+	ann.until("<presence.*type='unavailable'.*from='golden@conference.localhost/" + bob.nick + "'|<presence.*from='golden@conference.localhost/" + bob.nick + "'.*type='unavailable'")
+
+	answer, err := http.Post("http://"+s.HTTPAddr().String()+"/conference-request/v1?room=silver", "application/json",
+		strings.NewReader(`{"room":"silver@conference.localhost","machineUid":"x","properties":{"rtcstatsEnabled":false,"visitors-version":1}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, _ := io.ReadAll(answer.Body)
+	answer.Body.Close()
+	if want := `{"room":"silver@conference.localhost","ready":true,"focusJid":"focus@auth.localhost","properties":{"authentication":"false","visitors-supported":"false"}}`; strings.TrimSpace(string(body)) != want {
+		t.Errorf("got  %s\nwant %s", body, want)
+	}
+
+	start := time.Now()
+	cancel()
+	ann.until("<stream:error.*system-shutdown")
+	if err := <-ran; err != nil {
+		t.Errorf("Run: %v", err)
+	}
+	if d := time.Since(start); d > 3*time.Second {
+		t.Errorf("stopping took %v", d)
+	}
+	ann.ws.Close()
+	http.DefaultClient.CloseIdleConnections()
+}
+
+type response struct {
+	h    http.Header
+	code int
+	b    strings.Builder
+}
+
+func (r *response) Header() http.Header         { return r.h }
+func (r *response) WriteHeader(code int)        { r.code = code }
+func (r *response) Write(b []byte) (int, error) { return r.b.Write(b) }
+
+func TestServerThatIsNotRun(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	s := testServer(t)
+	busy := Config{HTTP: "127.0.0.1:0", XMPP: s.XMPPAddr().String()}
+	if other, err := New(busy); err == nil {
+		other.Close()
+		t.Error("two servers on one port")
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestServerDrains(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	s := testServer(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	ran := make(chan error, 1)
+	go func() { ran <- s.Run(ctx) }()
+	ann := enter(t, s, "golden")
+	drained := make(chan error, 1)
+	go func() { drained <- s.Drain(ctx) }()
+	for {
+		resp, err := http.Get("http://" + s.HTTPAddr().String() + "/about/health")
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode == http.StatusServiceUnavailable {
+			break
+		}
+	}
+	ann.send(`<iq id="d" to="focus.localhost" type="set" xmlns="jabber:client"><conference room="new@conference.localhost" xmlns="http://jitsi.org/protocol/focus"/></iq>`)
+	ann.until("id='d'.*resource-constraint")
+	ann.send(`<iq id="e" to="focus.localhost" type="set" xmlns="jabber:client"><conference room="golden@conference.localhost" xmlns="http://jitsi.org/protocol/focus"/></iq>`)
+	ann.until("id='e'.*ready='true'")
+	select {
+	case err := <-drained:
+		t.Errorf("drained with somebody in a room: %v", err)
+	default:
+	}
+	cancel()
+	if err := <-drained; err == nil {
+		t.Error("drained")
+	}
+	<-ran
+	ann.ws.Close()
+	http.DefaultClient.CloseIdleConnections()
+}
