@@ -52,6 +52,8 @@ type devOptions struct {
 	advertise                   []string
 	bridges                     int
 	logLevel, logFormat         string
+
+	hibernation time.Duration // for tests: how long a lost session is kept; 0 is the default
 }
 
 // devSettings are the flags that the configuration file and the environment may set too.
@@ -216,6 +218,7 @@ func (d *dev) bind() error {
 		Metrics:       d.registry,
 		Log:           d.log,
 	}
+	config.Sessions.Hibernation = d.o.hibernation
 	if d.o.tls {
 		certificate, err := selfSigned(time.Now())
 		if err != nil {
