@@ -264,7 +264,10 @@ func appendEscaped(dst []byte, s string) []byte {
 		case '\r':
 			esc = "&#13;"
 		default:
-			continue
+			if s[i] >= ' ' {
+				continue
+			}
+			esc = "\uFFFD" // XML has no way to write it, and one such byte would end the reader's stream
 		}
 		dst = append(dst, s[start:i]...)
 		dst = append(dst, esc...)

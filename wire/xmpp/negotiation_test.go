@@ -202,3 +202,53 @@ func TestScramServerMustProve(t *testing.T) {
 		}
 	}
 }
+
+func TestEarlyStanzasAreLimited(t *testing.T) {
+	n := run(t, NegotiationConfig{Domain: "meet.local"}, clientOpen, []exchange{
+		{wsOpen, "", nil}, {mechanisms, anonymous, nil}, {success, clientOpen, nil}, {wsOpen, "", nil}, {afterAuth, bindRequest, nil}, {disco, "", nil}, {boundAs, "", nil}})
+	if len(n.Early()) != 1 {
+		t.Error(n.Early())
+	}
+	n = NewNegotiation(NegotiationConfig{})
+	n.state = wantBound
+	var err error
+	for range maxEarly {
+		if _, _, err := n.Step(New("", "message")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, _, err = n.Step(New("", "message")); !errors.Is(err, ErrTooLarge) {
+		t.Error(err)
+	}
+}
+
+// FuzzNegotiation lets a server say anything, to clients of all kinds.
+func FuzzNegotiation(f *testing.F) {
+	challenge := `<challenge xmlns='urn:ietf:params:xml:ns:xmpp-sasl'>cj1hLHM9YyxpPTE=</challenge>`
+	f.Add(wsOpen + mechanisms + success + wsOpen + afterAuth + disco + boundAs + enabled)
+	f.Add(wsOpen + mechanisms + challenge + challenge + success)
+	f.Add(wsOpen + mechanisms + success + wsOpen + afterAuth + `<resumed xmlns='urn:xmpp:sm:3' h='1'/>`)
+	f.Fuzz(func(t *testing.T, s string) {
+		all, err := Parse([]byte("<all>"+s+"</all>"), Limits{})
+		if err != nil {
+			return
+		}
+		for _, cfg := range []NegotiationConfig{
+			{StreamManagement: true}, {User: "u", Password: "p"}, {PreviousID: "x"}, {User: "u", Mechanisms: []string{"PLAIN"}},
+		} {
+			n := NewNegotiation(cfg)
+			n.Start()
+			for e := range all.Children {
+				out, done, err := n.Step(e)
+				if done && err != nil || err != nil && len(out) > 0 {
+					t.Fatalf("%s: %v, %v, %v", e, joined(out), done, err)
+				}
+				for _, b := range out {
+					if _, err := Parse(b, Limits{}); err != nil {
+						t.Fatalf("%s: %v", b, err)
+					}
+				}
+			}
+		}
+	})
+}

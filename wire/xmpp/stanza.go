@@ -46,15 +46,3 @@ func (e *Element) IsRequest() bool {
 	t := e.Attr("type")
 	return t == "get" || t == "set"
 }
-
-// A Frame is a stanza that was serialised once, to be sent as it is to any number of receivers.
-// Nobody changes it after NewFrame.
-type Frame struct {
-	Bytes   []byte
-	Counted bool // an iq, message or presence: counts in stream management
-}
-
-// NewFrame serialises e.
-func NewFrame(e *Element) *Frame {
-	return &Frame{Bytes: e.Append(nil), Counted: e.IsStanza()}
-}

@@ -52,3 +52,10 @@ func TestErrorRoundTrip(t *testing.T) {
 		t.Error("an error without condition")
 	}
 }
+
+func TestControlCharactersAreReplaced(t *testing.T) {
+	e := New("", "a", "b", "x\x00y").AddText("1\x1b2\t3")
+	if got, want := e.String(), "<a xmlns='jabber:client' b='x\uFFFDy'>1\uFFFD2&#9;3</a>"; got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+}
