@@ -58,15 +58,13 @@ func Select(bridges []Bridge, r Request) (Choice, bool) {
 			usable = append(usable, b)
 		}
 	}
-	for _, used := range r.Conference {
-		i := slices.IndexFunc(usable, func(b Bridge) bool { return b.JID == used })
-		if i >= 0 {
-			return choice(usable[i], "conference is there"), true
-		}
+	if c, ok := stay(usable, r.Conference, "conference is there"); ok {
+		return c, true
 	}
 	usable = slices.DeleteFunc(usable, func(b Bridge) bool { return b.Graceful })
 	if len(usable) == 0 {
-		return Choice{}, false
+		// What failed somebody else may still work for those who are there.
+		return stay(bridges, r.Conference, "conference is there, and nothing else")
 	}
 	slices.SortStableFunc(usable, func(a, b Bridge) int {
 		return cmp.Or(cmp.Compare(a.Stress, b.Stress), cmp.Compare(a.JID.String(), b.JID.String()))
@@ -85,6 +83,18 @@ func Select(bridges []Bridge, r Request) (Choice, bool) {
 	for _, rule := range rules {
 		if i := slices.IndexFunc(usable, rule.fits); i >= 0 {
 			return choice(usable[i], rule.reason), true
+		}
+	}
+	return Choice{}, false
+}
+
+// stay returns the first of a conference's bridges that is among bridges.
+func stay(bridges []Bridge, conference []jid.JID, reason string) (Choice, bool) {
+	for _, used := range conference {
+		for _, b := range bridges {
+			if b.JID == used && !b.ShuttingDown {
+				return choice(b, reason), true
+			}
 		}
 	}
 	return Choice{}, false

@@ -51,6 +51,8 @@ func TestSelect(t *testing.T) {
 		{"graceful, its own conference", []Bridge{b("x", "", 0, graceful), b("y", "", 0)}, Request{Conference: in("x")}, "x", "conference is there"},
 		{"stays together", []Bridge{b("x", "muc", 0.95, draining), b("y", "ber", 0)}, Request{Region: "ber", Conference: in("x")}, "x", "conference is there"},
 		{"moves from a failed one", []Bridge{b("x", "", 0, failed), b("y", "", 0.5)}, Request{Conference: in("x")}, "y", "least loaded"},
+		{"failed, but nothing else", []Bridge{b("x", "", 0, failed), b("y", "", 0, graceful)}, Request{Conference: in("x")}, "x", "conference is there, and nothing else"},
+		{"failed, new conference", []Bridge{b("x", "", 0, failed)}, Request{}, "", ""},
 		{"second bridge of a conference", []Bridge{b("x", "", 0, failed), b("y", "", 0.5), b("z", "", 0)}, Request{Conference: in("x", "y")}, "y", "conference is there"},
 	} {
 		got, ok := Select(c.bridges, c.request)

@@ -91,6 +91,11 @@ func (cfg Config) withDefaults() Config {
 	if cfg.VideoCodecs == nil {
 		cfg.VideoCodecs = []string{"VP8"}
 	}
+	for _, name := range cfg.VideoCodecs {
+		if !slices.ContainsFunc(codecs, func(k codec) bool { return k.name == name }) {
+			panic("focus: unknown video codec " + name)
+		}
+	}
 	cfg.Version = cmp.Or(cfg.Version, "plenum")
 	cfg.MinParticipants = cmp.Or(cfg.MinParticipants, 2)
 	cfg.CapsTimeout = cmp.Or(cfg.CapsTimeout, 2*time.Second)

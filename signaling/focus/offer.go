@@ -85,11 +85,7 @@ func videoContent(f features, names []string) jingle.Content {
 	}
 	var retransmissions []jingle.PayloadType
 	for _, name := range names {
-		i := slices.IndexFunc(codecs, func(k codec) bool { return k.name == name })
-		if i < 0 {
-			panic("focus: unknown video codec " + name)
-		}
-		k := codecs[i]
+		k := codecs[slices.IndexFunc(codecs, func(k codec) bool { return k.name == name })]
 		content.PayloadTypes = append(content.PayloadTypes, jingle.PayloadType{ID: k.id, Name: k.name, Clockrate: 90000, Parameters: k.parameters, Feedback: full})
 		rtx := jingle.PayloadType{
 			ID: k.rtx, Name: "rtx", Clockrate: 90000, Feedback: nack,
