@@ -800,6 +800,55 @@ func TestContained(t *testing.T) {
 	})
 }
 
+// FuzzHallStanza: whatever an occupant or a stranger sends, no room and no focus fails, and the others stay in.
+func FuzzHallStanza(f *testing.F) {
+	for _, s := range []string{
+		`<presence xmlns='jabber:client' to='golden@conference.meet.local/eve'><x xmlns='http://jabber.org/protocol/muc'/></presence>`,
+		`<presence xmlns='jabber:client' to='golden@conference.meet.local/ann' type='unavailable'/>`,
+		`<iq xmlns='jabber:client' type='set' id='1' to='golden@conference.meet.local/focus'><jingle xmlns='urn:xmpp:jingle:1' action='session-accept' sid='x'><content name='audio' creator='responder'><description xmlns='urn:xmpp:jingle:apps:rtp:1' media='audio'/><transport xmlns='urn:xmpp:jingle:transports:ice-udp:1' ufrag='u' pwd='p'/></content></jingle></iq>`,
+		`<iq xmlns='jabber:client' type='set' id='1' to='golden@conference.meet.local/focus'><jingle xmlns='urn:xmpp:jingle:1' action='source-add' sid='x'/></iq>`,
+		`<iq xmlns='jabber:client' type='set' id='1' to='golden@conference.meet.local/focus'><mute xmlns='http://jitsi.org/jitmeet/audio' jid='golden@conference.meet.local/bob'>true</mute></iq>`,
+		`<iq xmlns='jabber:client' type='get' id='1' to='conference.meet.local'><query xmlns='http://jabber.org/protocol/disco#info'/></iq>`,
+		`<message xmlns='jabber:client' to='metadata.meet.local'><room_metadata xmlns='http://jitsi.org/jitmeet' room='golden@conference.meet.local'>{"key":"a","data":1}</room_metadata></message>`,
+		`<message xmlns='jabber:client' type='groupchat' to='golden@conference.meet.local'><body>b</body></message>`,
+		`<presence xmlns='jabber:client' to='jvbbrewery@internal.auth.meet.local/x'><x xmlns='http://jabber.org/protocol/muc'/><stats xmlns='http://jitsi.org/protocol/colibri'><stat name='stress_level' value='NaN'/></stats></presence>`,
+	} {
+		f.Add([]byte(s), true)
+		f.Add([]byte(s), false)
+	}
+	f.Fuzz(func(t *testing.T, b []byte, inside bool) {
+		st, err := xmpp.Parse(b, xmpp.Limits{})
+		if err != nil {
+			return
+		}
+		l := newLobby(t, nil)
+		l.run(func(context.Context) {
+			var asked int
+			jvb, ann, bob, eve := l.bridge("jvb1"), l.guest("ann"), l.guest("bob"), l.guest("eve")
+			l.working(jvb, "0", &asked)
+			l.open(hallRoom)
+			for _, g := range []*guest{ann, bob} {
+				client(g)
+				l.join(g, hallRoom)
+			}
+			from := eve
+			if inside {
+				from = ann
+			}
+			l.h.Stanza(from, st)
+			l.h.Stanza(jvb, st)
+			l.h.Debug(hallRoom) // waits for the room to have taken it
+			l.h.Debug(brewery)
+			if !bob.in() && !strings.Contains(string(b), "item") && !strings.Contains(string(b), "destroy") { // ann is owner and may
+				t.Errorf("bob is out after %s", b)
+			}
+			for _, g := range []*guest{ann, bob, eve, jvb} {
+				l.gone(g)
+			}
+		})
+	})
+}
+
 // BenchmarkJoins: how long a room of 500 takes to fill, per stanza that it delivers.
 func BenchmarkJoins(b *testing.B) {
 	const n = 500

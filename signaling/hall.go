@@ -225,6 +225,7 @@ func (h *hall) Stanza(s sender, el *xmpp.Element) {
 		case letterRefused:
 			h.refuse(from.JID, el, "quota", xmpp.StanzaError{Condition: xmpp.ResourceConstraint, Text: "Too many stanzas"})
 		case letterLate:
+			h.unseat(a, from.JID)
 			h.noRoom(letter{from: from, st: el})
 		}
 	}
