@@ -115,6 +115,8 @@ type scratch struct {
 	sources  []allocate.Source
 	previous []EndpointID
 	reports  []packet.Report
+
+	receivers []*Endpoint
 }
 
 // New makes an empty conference.

@@ -142,6 +142,7 @@ func (e *Endpoint) receiveVideo(s stream, r *packet.RTP, now time.Time) {
 	enc.history.Put(seq, r, now)
 	enc.came = now
 	if !enc.active || tid > enc.top || p.Frame.Height != 0 && p.Frame.Height != enc.height {
+		src.woken = src.woken || !enc.active
 		enc.active, enc.top = true, max(enc.top, tid)
 		if p.Frame.Height != 0 {
 			enc.height = p.Frame.Height
@@ -168,7 +169,8 @@ func (src *source) push(c *Conference) *project.Packet {
 // all its packets. Buffers lent to ReceiveRTP are free after it.
 func (c *Conference) Flush(now time.Time) {
 	if c.stale {
-		c.reallocate(now) // before the fan-out: the first packet of an encoding is often its key frame
+		c.wake(now)
+		c.reallocate(now)
 	}
 	for _, src := range c.pending {
 		if src.kind == Audio {
@@ -269,14 +271,8 @@ func (c *Conference) unhold(o *output, now time.Time) {
 	}
 }
 
-// askKey asks a source's sender for a key frame when somebody needs one.
+// askKey asks a source's sender for a key frame when somebody needs one and the pace allows it.
 func (c *Conference) askKey(src *source, now time.Time) {
-	for _, o := range src.takers {
-		if o.stream.Waiting() {
-			src.keys.StillWaiting(now)
-			break
-		}
-	}
 	if !src.keys.Due(now) {
 		return
 	}

@@ -37,7 +37,8 @@ type source struct {
 	batch         []project.Packet // since the last Flush
 	layers        []allocate.Layer // as of the last allocation
 
-	keys receive.KeyRequests
+	keys  receive.KeyRequests
+	woken bool // an encoding has begun since the last allocation
 
 	heights map[int]int // how many receivers want which height
 	told    int         // what the sender was told last

@@ -71,6 +71,12 @@ func (c *Conference) tickVideo(src *source, now time.Time) {
 			c.nack(src.owner, enc, now)
 		}
 	}
+	for _, o := range src.takers {
+		if o.stream.Waiting() {
+			src.keys.StillWaiting(now)
+			break
+		}
+	}
 	c.askKey(src, now)
 }
 

@@ -27,6 +27,25 @@ func (c *Conference) reallocate(now time.Time) {
 	c.allocate(c.order, now)
 }
 
+// wake allocates for those who want a source of which an encoding has just begun. It cannot wait: the encoding's
+// first packet, which is in the batch, begins a key frame.
+func (c *Conference) wake(now time.Time) {
+	for _, src := range c.pending {
+		if !src.woken {
+			continue
+		}
+		src.woken = false
+		receivers := c.scratch.receivers[:0]
+		for _, e := range c.order {
+			if e.wants[src] != 0 {
+				receivers = append(receivers, e)
+			}
+		}
+		c.scratch.receivers = receivers
+		c.allocate(receivers, now)
+	}
+}
+
 // speechOrder lists the endpoints, the last speaker first, those who never spoke in order of joining.
 func (c *Conference) speechOrder() []*Endpoint {
 	if c.spoken != nil || len(c.order) == 0 {
