@@ -1,6 +1,7 @@
 package signaling
 
 import (
+	"crypto/tls"
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
@@ -155,6 +156,9 @@ func TestConfigJS(t *testing.T) {
 	}
 	if c = get("http://meet.example/config.js", proto("192.0.2.1:555")); c["websocket"] != "ws://meet.example/xmpp-websocket" {
 		t.Errorf("not behind an edge: %v", c["websocket"])
+	}
+	if c = get("https://meet.example:8443/config.js", func(r *http.Request) { r.TLS = new(tls.ConnectionState) }); c["websocket"] != "wss://meet.example:8443/xmpp-websocket" {
+		t.Errorf("over TLS: %v", c["websocket"])
 	}
 	c = get("http://x/config.js", func(r *http.Request) { r.Host = `evil"+alert(1)+"` })
 	if want := "ws://" + s.HTTPAddr().String() + "/xmpp-websocket"; c["websocket"] != want {

@@ -46,7 +46,9 @@ type router struct {
 	sessions *session.Server
 	hall     *hall
 	stock    bool // a stock Jicofo drives
-	new      creations
+	// life ends when the shard stops. Sessions call without a context, and a conference request may wait.
+	life context.Context
+	new  creations
 }
 
 // Opened tells a guest what there is, before it is told its address: with room_metadata among the
@@ -167,7 +169,7 @@ func (r *router) focus(s *session.Session, el *xmpp.Element) {
 	switch conference := el.Child(meet.NSFocus, "conference"); {
 	case !el.IsRequest():
 	case conference != nil && el.Attr("type") == "set":
-		answer, err := r.conference(context.Background(), conference.Attr("room"), s.Remote())
+		answer, err := r.conference(r.life, conference.Attr("room"), s.Remote())
 		if err != nil {
 			r.refuse(s, el, stanzaError(err))
 			return

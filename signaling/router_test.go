@@ -27,7 +27,7 @@ func newRouted(t *testing.T, account string, stock bool) *routed {
 	cfg := &Config{Domain: "localhost", Shard: "muc-1", Release: "7", Services: []Service{
 		{Type: "turns", Host: "turn.example", Port: "443", Transport: "tcp", Username: "u", Password: "p", Restricted: "1"}}}
 	n := newNames("localhost")
-	r := &routed{T: t, router: &router{cfg: cfg, names: n, stock: stock}}
+	r := &routed{T: t, router: &router{cfg: cfg, names: n, stock: stock, life: t.Context()}}
 	r.sessions = session.New(session.Config{Domain: "localhost", Handler: r.router})
 	r.hall = newHall(hallConfig{Domain: "localhost", Stock: stock, Deliver: func(to jid.JID, f *xmpp.Frame) bool {
 		if to == r.s.JID() {

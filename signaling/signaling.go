@@ -134,6 +134,7 @@ type Server struct {
 	http     *http.Server
 	httpL    net.Listener
 	xmppL    net.Listener
+	stop     context.CancelFunc // of router.life
 	draining atomic.Bool
 }
 
@@ -150,6 +151,7 @@ func New(cfg Config) (*Server, error) {
 	s := &Server{cfg: cfg, names: n}
 	stock := accounts.Has(meet.FocusNick + "@" + n.auth)
 	s.router = &router{cfg: &s.cfg, names: n, stock: stock}
+	s.router.life, s.stop = context.WithCancel(context.Background())
 
 	sc := cfg.Sessions
 	sc.Domain, sc.AccountDomains = cfg.Domain, []string{n.auth, n.hidden}
@@ -223,10 +225,11 @@ func (s *Server) Run(ctx context.Context) error {
 	}()
 	<-serving.Done()
 
-	// Nobody new, then everybody out, then the rooms, which see them go.
+	// Nobody new, nobody waiting, then everybody out, then the rooms, which see them go.
 	s.draining.Store(true)
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer cancel()
+	s.stop()
 	s.xmppL.Close()
 	s.http.Shutdown(last)
 	s.http.Close()
@@ -236,7 +239,10 @@ func (s *Server) Run(ctx context.Context) error {
 }
 
 // Close gives back the addresses of a shard that is not run.
-func (s *Server) Close() error { return errors.Join(s.httpL.Close(), s.xmppL.Close()) }
+func (s *Server) Close() error {
+	s.stop()
+	return errors.Join(s.httpL.Close(), s.xmppL.Close())
+}
 
 // Drain refuses new rooms, says so in /about/health, and waits until the last room is empty or ctx is done.
 func (s *Server) Drain(ctx context.Context) error {

@@ -26,7 +26,6 @@ type Server struct {
 
 	mu      sync.RWMutex
 	closed  bool
-	conns   map[*conn]struct{}   // without an address yet
 	byJID   map[jid.JID]*Session // by full address
 	byToken map[string]*Session  // by resumption token
 }
@@ -37,7 +36,6 @@ func New(cfg Config) *Server {
 	return &Server{
 		cfg:     cfg,
 		half:    halfOpen{max: cfg.HalfOpen, maxPerAddress: cfg.HalfOpenPerAddress},
-		conns:   make(map[*conn]struct{}),
 		byJID:   make(map[jid.JID]*Session),
 		byToken: make(map[string]*Session),
 	}
@@ -79,14 +77,12 @@ func (srv *Server) Stats() Stats {
 func (srv *Server) Close(ctx context.Context) {
 	srv.mu.Lock()
 	srv.closed = true
-	for c := range srv.conns {
-		c.kill()
-	}
 	all := make([]*Session, 0, len(srv.byJID))
 	for _, s := range srv.byJID {
 		all = append(all, s)
 	}
 	srv.mu.Unlock()
+	srv.half.clear()
 	for _, s := range all {
 		s.Close("system-shutdown")
 	}
@@ -107,20 +103,26 @@ func (srv *Server) Close(ctx context.Context) {
 	<-done
 }
 
-// enter counts a new socket as half open; it reports false when there are too many. serve takes it back.
-func (srv *Server) enter(remote netip.Addr) bool {
-	if !srv.half.enter(remote) {
-		srv.refused.Add(1)
-		return false
-	}
+// enter gives a new socket a place among the half-open ones; nil when there are too many. serve takes it
+// back, or abandon does when there will be no serve.
+func (srv *Server) enter(remote netip.Addr) *entrant {
 	srv.mu.Lock()
 	defer srv.mu.Unlock()
 	if srv.closed {
-		srv.half.leave(remote)
-		return false
+		return nil
+	}
+	e := srv.half.enter(remote, time.Now())
+	if e == nil {
+		srv.refused.Add(1)
+		return nil
 	}
 	srv.wg.Add(1)
-	return true
+	return e
+}
+
+func (srv *Server) abandon(e *entrant) {
+	srv.half.leave(e)
+	srv.wg.Done()
 }
 
 // ServeHTTP takes a WebSocket and returns when its goroutine has given its session away: the session has
@@ -131,22 +133,22 @@ func (srv *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "this is XMPP over WebSocket: ask for the subprotocol xmpp", http.StatusBadRequest)
 		return
 	}
-	if !srv.enter(id.Remote) {
+	place := srv.enter(id.Remote)
+	if place == nil {
 		w.Header().Set("Retry-After", "2")
 		http.Error(w, "too many connections that have not logged in", http.StatusServiceUnavailable)
 		return
 	}
 	ws, err := upgrader.Upgrade(w, r, nil)
 	if err != nil {
-		srv.half.leave(id.Remote)
-		srv.wg.Done()
+		srv.abandon(place)
 		return // the upgrader has answered
 	}
 	sock := newWSSocket(ws, srv.cfg.StanzaBytes)
 	c := newConn(srv, sock)
 	c.id, c.previd = id, r.URL.Query().Get("previd")
 	sock.heard = func() { c.heard.Store(time.Now().UnixNano()) }
-	srv.serve(c)
+	srv.serve(c, place)
 }
 
 // identity takes what a request says about its sender. Region and address come from headers only when an
@@ -191,11 +193,11 @@ func allowAll(*http.Request) bool { return true }
 
 // serve is the goroutine of one socket: it logs in, then owns a session until that has ended or another
 // socket has taken it.
-func (srv *Server) serve(c *conn) {
+func (srv *Server) serve(c *conn, place *entrant) {
 	defer srv.wg.Done()
 	defer close(c.left)
 	defer c.kill()
-	s, err := srv.negotiate(c)
+	s, err := srv.negotiate(c, place)
 	if err != nil {
 		srv.cfg.Log.Debug("not logged in", "err", err)
 		return
@@ -204,18 +206,9 @@ func (srv *Server) serve(c *conn) {
 }
 
 // negotiate logs in, within the time that there is for it.
-func (srv *Server) negotiate(c *conn) (*Session, error) {
-	defer srv.half.leave(c.id.Remote)
-	srv.mu.Lock()
-	closed := srv.closed
-	srv.conns[c] = struct{}{}
-	srv.mu.Unlock()
-	defer func() {
-		srv.mu.Lock()
-		delete(srv.conns, c)
-		srv.mu.Unlock()
-	}()
-	if closed {
+func (srv *Server) negotiate(c *conn, place *entrant) (*Session, error) {
+	defer srv.half.leave(place)
+	if !srv.half.admit(place, c.kill) {
 		return nil, net.ErrClosed
 	}
 	c.bucket = bucket{rate: float64(srv.cfg.Rate), burst: 8 * float64(srv.cfg.Rate)}

@@ -70,7 +70,8 @@ type Config struct {
 	// WriteTimeout is how long a socket may refuse to take one batch before it counts as dead: 15 s.
 	WriteTimeout time.Duration
 
-	// HalfOpen bounds the sockets that have no address yet: 8192.
+	// HalfOpen bounds the sockets that have no address yet: 8192. When they are full, one that has taken
+	// more than three seconds makes way for a new one; else the new one is refused.
 	HalfOpen int
 	// HalfOpenPerAddress is the same per remote address: 1024, so that a school behind one address gets
 	// in at once. Sessions that are bound are never counted.

@@ -1,12 +1,14 @@
 package session
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -438,19 +440,56 @@ func TestHalfOpen(t *testing.T) {
 		if st := b.srv.Stats(); st.Sessions != 1000 || st.HalfOpen != 0 || st.Refused != 1 {
 			t.Errorf("%+v", st)
 		}
-		// Somebody who connects and says nothing is gone after a while, and was not in anybody's way.
+		// Sockets that say nothing keep nobody out once they have had time for a login.
 		for range 1000 {
 			b.dial("")
 		}
-		time.Sleep(16 * time.Second)
+		if _, _, err := b.tryDial(""); err == nil {
+			t.Error("one too many was taken")
+		}
+		time.Sleep(4 * time.Second)
+		for range 10 {
+			b.dial("").join()
+		}
+		if n := b.srv.Stats().HalfOpen; n != 999 {
+			t.Errorf("%d half open, want 999: one made way", n)
+		}
+		time.Sleep(12 * time.Second)
 		if n := b.srv.Stats().HalfOpen; n != 0 {
 			t.Errorf("%d half open after the time for logging in", n)
 		}
-		b.dial("").join()
 		for _, c := range school {
 			c.raw.Close()
 		}
 	})
+}
+
+// The oldest of all makes way when it is the total that is full.
+func TestHalfOpenInAll(t *testing.T) {
+	h := halfOpen{max: 2, maxPerAddress: 2}
+	now := time.Now()
+	killed := ""
+	place := func(name, from string, now time.Time) *entrant {
+		e := h.enter(netip.MustParseAddr(from), now)
+		if e != nil && !h.admit(e, func() { killed += name }) {
+			t.Errorf("%s is out at once", name)
+		}
+		return e
+	}
+	a := place("a", "192.0.2.1", now)
+	b := place("b", "192.0.2.2", now.Add(time.Second))
+	if place("c", "192.0.2.3", now.Add(2*time.Second)) != nil || killed != "" {
+		t.Errorf("somebody made way too early: %q", killed)
+	}
+	if place("d", "192.0.2.3", now.Add(3*time.Second)) == nil || killed != "a" {
+		t.Errorf("the oldest did not make way: %q", killed)
+	}
+	h.leave(a)
+	h.leave(b)
+	h.leave(b)
+	if h.count() != 1 || len(h.by) != 1 {
+		t.Errorf("%d left, %d addresses", h.count(), len(h.by))
+	}
 }
 
 func TestServerCloses(t *testing.T) {
@@ -531,4 +570,59 @@ func FuzzWebSocket(f *testing.F) {
 			}
 		})
 	})
+}
+
+// BenchmarkBroadcast is one stanza to a hundred clients on real sockets, their reading of it included.
+func BenchmarkBroadcast(b *testing.B) {
+	const clients = 100
+	var sessions []*Session
+	h := &recorder{}
+	srv := New(Config{Domain: "localhost", Handler: h, QueueFrames: 1 << 20, QueueBytes: 1 << 30})
+	web := httptest.NewServer(srv)
+	var reading sync.WaitGroup
+	var got atomic.Int64
+	for range clients {
+		d := websocket.Dialer{Subprotocols: []string{"xmpp"}}
+		ws, _, err := d.Dial("ws"+strings.TrimPrefix(web.URL, "http")+"/", nil)
+		if err != nil {
+			b.Fatal(err)
+		}
+		for _, s := range []string{openIn, anonymous, openIn, bindIn} {
+			ws.WriteMessage(websocket.TextMessage, []byte(s))
+		}
+		for range 6 {
+			if _, _, err := ws.ReadMessage(); err != nil {
+				b.Fatal(err)
+			}
+		}
+		sessions = append(sessions, h.session())
+		reading.Go(func() {
+			defer ws.Close()
+			for n := 0; ; { // counts bytes and parses nothing
+				m, err := ws.NetConn().Read(make([]byte, 64<<10))
+				if err != nil {
+					return
+				}
+				n += m
+				got.Add(int64(m))
+			}
+		})
+	}
+	f := xmpp.NewFrame(xmpp.Presence("", "", "room@conference.localhost/aaaa1111", "").AddText(strings.Repeat("x", 800)))
+	size := int64(len(appendFrame(nil, websocket.TextMessage, f.Bytes)))
+	b.ReportAllocs()
+	b.ResetTimer()
+	for range b.N {
+		for _, s := range sessions {
+			s.Send(f)
+		}
+	}
+	for got.Load() < size*clients*int64(b.N) {
+		time.Sleep(time.Millisecond)
+	}
+	b.StopTimer()
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/clients, "ns/delivery")
+	srv.Close(context.Background())
+	web.Close()
+	reading.Wait()
 }

@@ -139,13 +139,14 @@ func (srv *Server) Serve(ctx context.Context, l net.Listener) error {
 
 func (srv *Server) accept(nc net.Conn) {
 	remote := remoteAddr(nc)
-	if !srv.enter(remote) {
+	place := srv.enter(remote)
+	if place == nil {
 		nc.Close()
 		return
 	}
 	c := newConn(srv, newTCPSocket(nc, srv.cfg.TLS, srv.cfg.AccountStanzaBytes))
 	c.id.Remote = remote
-	go srv.serve(c)
+	go srv.serve(c, place)
 }
 
 func remoteAddr(c net.Conn) netip.Addr {
