@@ -30,8 +30,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
-
-	"plenum/wire/jid"
 )
 
 // Config of a bridge. The zero value runs on a laptop: all addresses, port 10000, no shard.
@@ -161,20 +159,8 @@ func (c *Config) validate() error {
 	}
 	c.Shards = append([]Shard(nil), c.Shards...)
 	for i := range c.Shards {
-		s := &c.Shards[i]
-		if s.Addr == "" || s.Domain == "" || s.User == "" {
-			return fmt.Errorf("%w: shard %d needs an address, a domain and a user", ErrConfig, i+1)
-		}
-		if s.Nick == "" {
-			s.Nick = c.RelayID
-		}
-		room, err := jid.Parse(s.Brewery)
-		if err != nil || !room.IsBare() || room.Local() == "" {
-			return fmt.Errorf("%w: brewery %q of shard %s is not the address of a room", ErrConfig, s.Brewery, s.Addr)
-		}
-		s.Brewery = room.String()
-		if _, err := room.WithResource(s.Nick); err != nil {
-			return fmt.Errorf("%w: nickname %q: %w", ErrConfig, s.Nick, err)
+		if err := c.Shards[i].validate(c.RelayID); err != nil {
+			return fmt.Errorf("%w: shard %d: %w", ErrConfig, i+1, err)
 		}
 	}
 	c.ChannelURL = strings.TrimSuffix(c.ChannelURL, "/")
@@ -346,10 +332,13 @@ func (b *Bridge) Run(ctx context.Context) error {
 	})
 	g.Go(func() error {
 		<-ctx.Done()
-		b.state.shutDown()          // no new conferences
-		b.control.close()           // ends conferences and with them their WebSockets (1001)
-		b.sockets.close()           // their handlers may run on somebody else's server
-		for _, s := range servers { // nothing is left to be asked
+		b.state.shutDown() // no new conferences
+		b.control.close()  // ends conferences and with them their WebSockets (1001)
+		b.sockets.close()  // their handlers may run on somebody else's server
+		limit, done := context.WithTimeout(context.Background(), time.Second)
+		defer done()
+		for _, s := range servers { // the last answers may still go out
+			s.Shutdown(limit)
 			s.Close()
 		}
 		return nil

@@ -522,7 +522,10 @@ func (l *live) DominantSpeaker(to, speaker conference.EndpointID, previous []con
 
 // Connectivity implements conference.Events.
 func (l *live) Connectivity(to, endpoint conference.EndpointID, active bool) {
-	if !active && to == endpoint {
+	switch { // each change is told to everybody, once to the subject
+	case to == endpoint && active:
+		l.b.metrics.reconnected.Add(1)
+	case to == endpoint:
 		l.b.metrics.disconnected.Add(1)
 	}
 	l.tell(to, colibri.EndpointConnectivityStatusChangeEvent{Endpoint: string(endpoint), Active: active})

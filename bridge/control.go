@@ -118,7 +118,7 @@ func (c *control) submit(req colibri.ConferenceModify, done func(colibri.Confere
 	c.enqueue(req.MeetingID, func(m *meeting) {
 		start := c.b.cfg.Now()
 		answer, end, err := c.guarded(m, req, start)
-		c.b.metrics.request(err, c.b.cfg.Now().Sub(start))
+		c.b.metrics.request(err != nil, err != nil && stanzaError(err).Condition == xmpp.InternalServerError, c.b.cfg.Now().Sub(start))
 		done(answer, err)
 		if end {
 			c.expire(m)
@@ -140,27 +140,31 @@ func (c *control) guarded(m *meeting, req colibri.ConferenceModify, now time.Tim
 // enqueue runs f in the lane of a meeting, or refuses.
 func (c *control) enqueue(id string, f func(*meeting), refuse func(error)) {
 	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
+		refuse(xmpp.StanzaError{Condition: xmpp.ServiceUnavailable, Text: "Shutting down"})
+		return
+	}
 	m := c.meetings[id]
 	if m == nil {
 		m = &meeting{b: c.b, id: id}
 		c.meetings[id] = m
 	}
-	switch {
-	case c.closed:
-		c.mu.Unlock()
-		refuse(xmpp.StanzaError{Condition: xmpp.ServiceUnavailable, Text: "Shutting down"})
-		return
-	case len(m.lane) >= maxQueued:
+	if len(m.lane) >= maxQueued {
 		c.mu.Unlock()
 		refuse(xmpp.StanzaError{Condition: xmpp.ResourceConstraint, Text: "Too many requests for one conference"})
 		return
 	}
-	m.lane = append(m.lane, func() { f(m) })
+	c.queueLocked(m, func() { f(m) })
+	c.mu.Unlock()
+}
+
+func (c *control) queueLocked(m *meeting, f func()) {
+	m.lane = append(m.lane, f)
 	if !m.busy {
 		m.busy = true
 		c.lanes.Go(func() { c.work(m) })
 	}
-	c.mu.Unlock()
 }
 
 // work carries out what is in the lane of m and ends when it is empty.
@@ -181,16 +185,13 @@ func (c *control) work(m *meeting) {
 	}
 }
 
-// close ends all conferences and waits for all lanes.
+// close refuses all requests from now on, ends all conferences and waits for all lanes.
 func (c *control) close() {
 	c.mu.Lock()
-	ids := slices.Collect(maps.Keys(c.meetings))
-	c.mu.Unlock()
-	for _, id := range ids {
-		c.enqueue(id, func(m *meeting) { c.expire(m) }, func(error) {})
-	}
-	c.mu.Lock()
 	c.closed = true
+	for _, m := range c.meetings {
+		c.queueLocked(m, func() { c.expire(m) })
+	}
 	c.mu.Unlock()
 	c.lanes.Wait()
 }

@@ -54,7 +54,7 @@ type versionInfo struct {
 func (b *Bridge) version() versionInfo { return versionInfo{"plenum", b.cfg.Version, runtime.GOOS} }
 
 func (b *Bridge) serveHealth(w http.ResponseWriter, _ *http.Request) {
-	if err := b.metrics.health(b.cfg.Now()); err != nil {
+	if err := b.metrics.health(); err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 	}
 }
@@ -166,7 +166,7 @@ func (b *Bridge) debug(which string) map[string]any {
 		state = "GRACEFUL_SHUTDOWN"
 	}
 	health := map[string]any{"success": true}
-	if err := b.metrics.health(b.cfg.Now()); err != nil {
+	if err := b.metrics.health(); err != nil {
 		health = map[string]any{"success": false, "message": err.Error()}
 	}
 	conferences := map[string]any{}

@@ -18,8 +18,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"plenum/bridge/conference"
-	"plenum/wire/colibri"
-	"plenum/wire/xmpp"
 )
 
 const (
@@ -30,8 +28,8 @@ const (
 	participantStress = 0.01
 
 	loadInterval = 5 * time.Second
-	// A core that has not come round for so long makes the bridge unhealthy.
-	coreTimeout = 3 * time.Second
+	// A core that is so far behind what was posted to it makes the bridge unhealthy.
+	coreTimeout = 5 * time.Second
 )
 
 var (
@@ -49,7 +47,7 @@ type metrics struct {
 
 	conferencesCreated, conferencesCompleted, conferenceSeconds   atomic.Int64
 	endpoints, visitors, iceSucceeded, iceFailed, dtlsFailed      atomic.Int64
-	disconnected, messageless                                     atomic.Int64
+	disconnected, reconnected                                     atomic.Int64
 	dataReceived, dataSent, socketReceived, socketSent            atomic.Int64
 	socketClosed, socketBroken                                    atomic.Int64
 	inboundDropped, outboundDropped, malformedMessages            atomic.Int64
@@ -59,7 +57,8 @@ type metrics struct {
 
 	mu    sync.Mutex
 	ended conference.Stats // of conferences that are over
-	beats []*atomic.Int64  // per core: when it last came round
+	asked time.Time        // when the cores were last asked for a sign of life
+	beats []*atomic.Int64  // per core: the last that it has answered, in unix nanoseconds
 	load  load
 }
 
@@ -75,6 +74,7 @@ type snapshot struct {
 	LossIn                                                       float64 // of the last second, 0 to 1
 	Stress, Steal                                                float64
 	ShardsConfigured, ShardsConnected, Joined                    int
+	Media                                                        mediaStats
 }
 
 func newMetrics(b *Bridge) *metrics {
@@ -106,15 +106,14 @@ func (m *metrics) handler() http.Handler {
 	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{EnableOpenMetrics: true})
 }
 
-// request counts one colibri2 request.
-func (m *metrics) request(err error, took time.Duration) {
+// request counts one colibri2 request: whether it was refused, and if by our own fault.
+func (m *metrics) request(refused, broken bool, took time.Duration) {
 	m.requests.Add(1)
-	if err != nil {
+	if refused {
 		m.requestErrors.Add(1)
-		var s xmpp.StanzaError
-		if !errors.As(err, &s) || s.Condition == xmpp.InternalServerError {
-			m.panics.Add(1)
-		}
+	}
+	if broken {
+		m.panics.Add(1)
 	}
 	if took > 100*time.Millisecond {
 		m.requestsSlow.Add(1)
@@ -154,7 +153,7 @@ func (m *metrics) last() *snapshot { return m.snapshot.Load() }
 
 // publish takes a snapshot of what the cores reported and asks them to report again.
 func (m *metrics) publish(now time.Time) {
-	s := &snapshot{Time: now, ShardsConfigured: len(m.b.clients)}
+	s := &snapshot{Time: now, ShardsConfigured: len(m.b.clients), Media: m.b.media.stats()}
 	m.mu.Lock()
 	addCounters(&s.Stats, &m.ended)
 	s.Stress, s.Steal = m.load.measure(now)
@@ -218,6 +217,7 @@ func (m *metrics) publish(now time.Time) {
 func (m *metrics) beat(now time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.asked = now
 	cores := m.b.media.cores
 	for len(m.beats) < len(cores) {
 		m.beats = append(m.beats, new(atomic.Int64))
@@ -230,14 +230,14 @@ func (m *metrics) beat(now time.Time) {
 }
 
 // health says whether the bridge can do its work; nil is healthy. It only looks at what the last ticks found.
-func (m *metrics) health(now time.Time) error {
+func (m *metrics) health() error {
 	if len(m.b.MediaAddrs()) == 0 {
 		return errNoSocket
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, beat := range m.beats {
-		if now.Sub(time.Unix(0, beat.Load())) > coreTimeout {
+		if m.asked.Sub(time.Unix(0, beat.Load())) > coreTimeout {
 			return errStuck
 		}
 	}
@@ -266,17 +266,26 @@ func counter[T int64 | uint64](stat, name, help string, f func(m *metrics, s *sn
 	return metric{stat, name, help, true, func(m *metrics, s *snapshot) float64 { return float64(f(m, s)) }}
 }
 
-func none(*metrics, *snapshot) int { return 0 }
+// unmeasured is what this bridge does not have or measure yet; tools that read it find zero.
+var unmeasured = []string{
+	"outgoing_loss", "overall_loss", "rtt_aggregate", "tcc_unmatched_feedback",
+	"endpoints_with_high_outgoing_loss", "endpoints_with_spurious_remb", "endpoints_with_suspended_sources", "num_eps_oversending",
+	"num_eps_no_msg_transport_after_delay", "total_ice_succeeded_relayed",
+	"total_keyframes_received", "total_layering_changes_received", "total_video_stream_milliseconds_received",
+	"preemptive_kfr_sent", "preemptive_kfr_suppressed",
+	"octo_conferences", "octo_endpoints", "octo_receive_bitrate", "octo_receive_packet_rate", "octo_send_bitrate", "octo_send_packet_rate",
+	"total_bytes_received_octo", "total_bytes_sent_octo", "total_packets_received_octo", "total_packets_sent_octo",
+	"total_relays", "relays_ice_failed", "dtls_failed_relays", "num_relays_no_msg_transport_after_delay",
+}
 
-// published is the list of all numbers. What this bridge does not have (relays, so far) is zero where tools
-// read it from presence.
+// published is the list of all numbers.
 var published = []metric{
 	gauge("stress_level", "jitsi_jvb_stress", "Current stress (0 to 1).", func(_ *metrics, s *snapshot) float64 { return s.Stress }),
 	gauge("average_participant_stress", "", "", func(*metrics, *snapshot) float64 { return participantStress }),
 	gauge("", "jitsi_jvb_cpu_steal", "CPU steal fraction (from 0 to 1).", func(_ *metrics, s *snapshot) float64 { return s.Steal }),
 	gauge("threads", "jitsi_jvb_thread_count", "Number of goroutines.", func(*metrics, *snapshot) int { return runtime.NumGoroutine() }),
 	gauge("", "jitsi_jvb_startup_time", "The startup time of the service.", func(m *metrics, _ *snapshot) int64 { return m.started.UnixMilli() }),
-	gauge("", "jitsi_jvb_healthy", "Whether the bridge is healthy.", func(m *metrics, s *snapshot) int { return truth(m.health(m.b.cfg.Now()) == nil) }),
+	gauge("", "jitsi_jvb_healthy", "Whether the bridge is healthy.", func(m *metrics, s *snapshot) int { return truth(m.health() == nil) }),
 	gauge("", "jitsi_jvb_drain_mode", "Whether the bridge is in drain mode.", func(m *metrics, _ *snapshot) int { d, _, _ := m.b.state.get(); return truth(d) }),
 	gauge("", "jitsi_jvb_graceful_shutdown", "Whether the bridge refuses new conferences.", func(m *metrics, _ *snapshot) int { _, g, _ := m.b.state.get(); return truth(g) }),
 	gauge("", "jitsi_jvb_shutting_down", "Whether the bridge is shutting down.", func(m *metrics, _ *snapshot) int { _, _, s := m.b.state.get(); return truth(s) }),
@@ -317,6 +326,7 @@ var published = []metric{
 	counter("endpoints_ice_failed", "jitsi_jvb_endpoints_ice_failed", "Endpoints for which ICE failed.", func(m *metrics, _ *snapshot) int64 { return m.iceFailed.Load() }),
 	counter("dtls_failed_endpoints", "jitsi_jvb_endpoints_dtls_failed", "Endpoints with ICE, but without DTLS.", func(m *metrics, _ *snapshot) int64 { return m.dtlsFailed.Load() }),
 	counter("endpoints_disconnected", "jitsi_jvb_endpoints_disconnected", "Endpoints that fell silent.", func(m *metrics, _ *snapshot) int64 { return m.disconnected.Load() }),
+	counter("endpoints_reconnected", "jitsi_jvb_endpoints_reconnected", "Endpoints that came back.", func(m *metrics, _ *snapshot) int64 { return m.reconnected.Load() }),
 	counter("total_dominant_speaker_changes", "jitsi_jvb_dominant_speaker_changes", "Changes of the dominant speaker.", func(_ *metrics, s *snapshot) uint64 { return s.SpeakerChanges }),
 	counter("total_data_channel_messages_received", "jitsi_jvb_data_channel_messages_received", "Messages from data channels.", func(m *metrics, _ *snapshot) int64 { return m.dataReceived.Load() }),
 	counter("total_data_channel_messages_sent", "jitsi_jvb_data_channel_messages_sent", "Messages to data channels.", func(m *metrics, _ *snapshot) int64 { return m.dataSent.Load() }),
@@ -332,12 +342,6 @@ var published = []metric{
 	gauge("muc_clients_connected", "jitsi_jvb_muc_clients_connected", "Shards connected.", func(_ *metrics, s *snapshot) int { return s.ShardsConnected }),
 	gauge("mucs_configured", "", "", func(_ *metrics, s *snapshot) int { return s.ShardsConfigured }),
 	gauge("mucs_joined", "jitsi_jvb_mucs_joined", "Breweries joined.", func(_ *metrics, s *snapshot) int { return s.Joined }),
-
-	gauge("outgoing_loss", "", "", none), gauge("overall_loss", "", "", none), gauge("rtt_aggregate", "", "", none),
-	gauge("octo_conferences", "", "", none), gauge("octo_endpoints", "", "", none),
-	gauge("octo_receive_bitrate", "", "", none), gauge("octo_receive_packet_rate", "", "", none),
-	gauge("octo_send_bitrate", "", "", none), gauge("octo_send_packet_rate", "", "", none),
-	gauge("total_relays", "", "", none), gauge("endpoints_with_suspended_sources", "", "", none), gauge("num_eps_oversending", "", "", none),
 
 	counter("", "plenum_bridge_colibri_requests", "Colibri2 requests.", func(m *metrics, _ *snapshot) int64 { return m.requests.Load() }),
 	counter("", "plenum_bridge_colibri_errors", "Colibri2 requests that were refused.", func(m *metrics, _ *snapshot) int64 { return m.requestErrors.Load() }),
@@ -355,6 +359,18 @@ var published = []metric{
 	counter("", "plenum_bridge_nacks_sent", "Sequence numbers that clients were asked for again.", func(_ *metrics, s *snapshot) uint64 { return s.NACKsOut }),
 	counter("", "plenum_bridge_plis_received", "Key frames that clients asked for.", func(_ *metrics, s *snapshot) uint64 { return s.PLIsIn }),
 	counter("", "plenum_bridge_plis_sent", "Key frames that clients were asked for.", func(_ *metrics, s *snapshot) uint64 { return s.PLIsOut }),
+
+	counter("", "plenum_bridge_udp_received", "Datagrams read.", sum(func(c *coreCounters) uint64 { return c.Received })),
+	counter("", "plenum_bridge_udp_batches", "Reads that brought them.", sum(func(c *coreCounters) uint64 { return c.Batches })),
+	counter("", "plenum_bridge_udp_kernel_drops", "Datagrams that the kernel dropped because the receive buffer was full.", func(_ *metrics, s *snapshot) uint64 { return s.Media.SocketDrops }),
+	counter("", "plenum_bridge_udp_unrouted", "Datagrams from unknown addresses.", sum(func(c *coreCounters) uint64 { return c.Unrouted + c.UnknownSTUN })),
+	counter("", "plenum_bridge_udp_limited", "STUN beyond the rate for new addresses.", sum(func(c *coreCounters) uint64 { return c.Limited })),
+	counter("", "plenum_bridge_udp_handed_over", "Datagrams that another core had to handle.", sum(func(c *coreCounters) uint64 { return c.HandedOver })),
+	counter("", "plenum_bridge_udp_ring_full", "Datagrams dropped on the way to another core.", sum(func(c *coreCounters) uint64 { return c.RingFull })),
+	counter("", "plenum_bridge_core_panics", "Conferences that crashed and were ended.", sum(func(c *coreCounters) uint64 { return c.Panics })),
+	gauge("", "plenum_bridge_paths", "Addresses that are routed to an endpoint.", func(_ *metrics, s *snapshot) int { return s.Media.Paths }),
+	gauge("", "plenum_bridge_peers", "Transports, of endpoints and those that end.", func(_ *metrics, s *snapshot) int { return s.Media.Peers }),
+	gauge("", "plenum_bridge_udp_receive_buffer_bytes", "Receive buffer granted to a media socket.", func(_ *metrics, s *snapshot) int { return s.Media.ReceiveBuffer }),
 }
 
 func truth(v bool) int {
@@ -362,6 +378,16 @@ func truth(v bool) int {
 		return 1
 	}
 	return 0
+}
+
+// sum adds up one counter over the cores.
+func sum(f func(c *coreCounters) uint64) func(*metrics, *snapshot) uint64 {
+	return func(_ *metrics, s *snapshot) (n uint64) {
+		for i := range s.Media.Cores {
+			n += f(&s.Media.Cores[i])
+		}
+		return n
+	}
 }
 
 // descs of published, by index; nil where there is no name.
@@ -410,28 +436,34 @@ type stat struct {
 	value any
 }
 
+func number(name string, v float64) stat {
+	if decimal[name] {
+		return stat{name, v}
+	}
+	return stat{name, int64(v)}
+}
+
 // stats are presence and /colibri/stats. In JSON they are one object in this order.
 type stats []stat
 
 func (m *metrics) stats() stats {
 	s := m.last()
 	drain, graceful, shutting := m.b.state.get()
-	out := make(stats, 0, len(published)+12)
+	out := make(stats, 0, len(published)+len(unmeasured)+12)
 	for _, p := range published {
 		if p.stat == "" {
 			continue
 		}
 		v := p.value(m, s)
-		if decimal[p.stat] {
-			out = append(out, stat{p.stat, v})
-		} else {
-			out = append(out, stat{p.stat, int64(v)})
-		}
+		out = append(out, number(p.stat, v))
+	}
+	for _, name := range unmeasured {
+		out = append(out, number(name, 0))
 	}
 	out = append(out,
 		stat{"graceful_shutdown", graceful}, stat{"shutting_down", shutting},
 		stat{"drain", drain}, // a focus that does not see it avoids the bridge
-		stat{"healthy", m.health(m.b.cfg.Now()) == nil},
+		stat{"healthy", m.health() == nil},
 		stat{"current_timestamp", m.b.cfg.Now().UTC().Format("2006-01-02 15:04:05.000")},
 		stat{"relay_id", m.b.cfg.RelayID},
 		stat{"version", m.b.cfg.Version})
@@ -459,19 +491,6 @@ func (s stats) MarshalJSON() ([]byte, error) {
 	}
 	b.WriteByte('}')
 	return b.Bytes(), nil
-}
-
-// wire returns the statistics as presence carries them.
-func (s stats) wire() colibri.Stats {
-	out := make(colibri.Stats, len(s))
-	for i, x := range s {
-		v := fmt.Sprint(x.value)
-		if f, ok := x.value.(float64); ok && f == float64(int64(f)) {
-			v = strconv.FormatFloat(f, 'f', 1, 64)
-		}
-		out[i] = colibri.Stat{Name: x.name, Value: v}
-	}
-	return out
 }
 
 // load is the machine's, from /proc/stat. Where there is none, stress stays 0.

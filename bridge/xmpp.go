@@ -33,6 +33,25 @@ var (
 	errRemoved = errors.New("removed from the brewery")
 )
 
+// validate fills defaults, and brings the brewery's address into canonical form.
+func (s *Shard) validate(relayID string) error {
+	if s.Addr == "" || s.Domain == "" || s.User == "" {
+		return errors.New("needs an address, a domain and a user")
+	}
+	if s.Nick == "" {
+		s.Nick = relayID
+	}
+	room, err := jid.Parse(s.Brewery)
+	if err != nil || !room.IsBare() || room.Local() == "" {
+		return fmt.Errorf("brewery %q is not the address of a room", s.Brewery)
+	}
+	s.Brewery = room.String()
+	if _, err := room.WithResource(s.Nick); err != nil {
+		return fmt.Errorf("nickname %q: %w", s.Nick, err)
+	}
+	return nil
+}
+
 // A shardClient is the bridge in one shard's brewery: it reports there and takes colibri2 requests from there.
 //
 //	reader goroutine ──elements──► run's loop ──► control's lanes
@@ -420,7 +439,7 @@ func (s *stream) request(e *xmpp.Element) {
 			s.answer(xmpp.Result(e, answer.Element()))
 		})
 	case payload.Is(colibri.NSHealth, "healthcheck"):
-		if err := b.metrics.health(b.cfg.Now()); err != nil {
+		if err := b.metrics.health(); err != nil {
 			fail(xmpp.StanzaError{Condition: xmpp.InternalServerError, Text: err.Error()})
 			return
 		}
@@ -449,4 +468,17 @@ func disco() *xmpp.Element {
 		q.Add(xmpp.New(xmpp.NSDisco, "feature", "var", f))
 	}
 	return q
+}
+
+// wire returns the statistics as presence carries them.
+func (s stats) wire() colibri.Stats {
+	out := make(colibri.Stats, len(s))
+	for i, x := range s {
+		v := fmt.Sprint(x.value)
+		if f, ok := x.value.(float64); ok && f == float64(int64(f)) {
+			v = strconv.FormatFloat(f, 'f', 1, 64)
+		}
+		out[i] = colibri.Stat{Name: x.name, Value: v}
+	}
+	return out
 }
