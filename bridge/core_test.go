@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -502,6 +503,114 @@ func TestGarbage(t *testing.T) {
 		if seq > 1000 {
 			t.Fatal("the call is dead")
 		}
+	}
+}
+
+// The client starts DTLS before the bridge has been told anything about it; that is kept and answered.
+func TestEarlyDTLS(t *testing.T) {
+	m := startMedia(t, 1, mediaConfig{})
+	room := new(echo)
+	p, err := m.newPeer(m.cores[0], peerConfig{SCTP: true, Conference: room})
+	if err != nil {
+		t.Fatal(err)
+	}
+	x := newTap(room, p)
+	p.attach(x)
+	r := newClient(t).join(t, p.describe(), true) // it controls, so that it goes ahead by itself
+	for end, started := time.Now().Add(10*time.Second), false; !started; {
+		inCore(t, m.cores[0], func() { started = p.t.Counters.DTLS > 0 })
+		if time.Now().After(end) {
+			t.Fatal("the client does not begin")
+		}
+	}
+	began := time.Now()
+	if err := p.setRemote(r); err != nil {
+		t.Fatal(err)
+	}
+	wait(t, "keys", x.connected)
+	if d := time.Since(began); d > 250*time.Millisecond {
+		t.Errorf("connected %v after the description: the early hello was lost", d)
+	}
+}
+
+// Many join at once, on one port, over two cores.
+func TestManyJoin(t *testing.T) {
+	m := startMedia(t, 2, mediaConfig{})
+	room := new(echo)
+	core := m.leastLoaded()
+	core.attach(room)
+	var joins sync.WaitGroup
+	for range 30 {
+		p, err := m.newPeer(core, peerConfig{Controlling: true, SCTP: true, Conference: room})
+		if err != nil {
+			t.Fatal(err)
+		}
+		x := newTap(room, p)
+		p.attach(x)
+		c := newClient(t)
+		r := c.join(t, p.describe(), false)
+		joins.Go(func() {
+			if err := p.setRemote(r); err != nil {
+				t.Error(err)
+			}
+			select {
+			case <-x.connected:
+			case <-time.After(20 * time.Second):
+				t.Error("one was left behind")
+			}
+		})
+	}
+	joins.Wait()
+	var handed uint64
+	for _, c := range m.cores {
+		inCore(t, c, func() { handed += c.HandedOver })
+	}
+	if handed == 0 {
+		t.Error("no packet changed cores, so that was not tested")
+	}
+	if _, peers := m.routes.size(); peers != 30 {
+		t.Errorf("%d peers", peers)
+	}
+	inCore(t, core, func() {
+		for p := range core.peers {
+			p.close()
+		}
+	})
+	inCore(t, core, func() {})
+	if paths, peers := m.routes.size(); peers != 0 || paths != 0 {
+		t.Errorf("%d paths and %d peers are left", paths, peers)
+	}
+}
+
+// Finding a packet's peer and taking it to another core costs no allocation.
+func TestCoreAllocations(t *testing.T) {
+	m, err := newMedia(mediaConfig{Addresses: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:0")}, Cores: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.close()
+	c := m.cores[0]
+	p := &peer{m: m, core: m.cores[1]}
+	m.routes.claim(pathAt(1), p, true)
+	b := &c.batch.Bufs[0]
+	b.Path = pathAt(1)
+	b.Data = b.Space()[:1200]
+	b.Data[0] = 0x80
+	if runtime.GOOS != "linux" {
+		t.Skip("one core only")
+	}
+	c.handOver(p, b)
+	n := testing.AllocsPerRun(1000, func() {
+		c.lastPeer = nil
+		q := c.route(b)
+		if q != p {
+			t.Fatal("no route")
+		}
+		c.handOver(q, b)
+		m.cores[1].rings[0].Load().advance(1)
+	})
+	if n != 0 {
+		t.Errorf("%v allocations", n)
 	}
 }
 

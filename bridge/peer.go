@@ -102,7 +102,7 @@ func (m *media) newPeer(c *core, cfg peerConfig) (*peer, error) {
 		p.tag = binary.BigEndian.Uint32(tag[:])
 		p.t, err = transport.New(transport.Config{
 			Controlling: cfg.Controlling, SCTP: cfg.SCTP, Identity: id, Sockets: m.local, Tag: p.tag,
-			Outbox: &c.out, Send: c.send, Post: c.do, OnState: p.stateChanged,
+			Outbox: &c.out, Send: c.send, Post: p.do, OnState: p.stateChanged,
 			OnMessage: cfg.OnMessage, OnChannel: cfg.OnChannel,
 		})
 		if err != nil {
@@ -113,8 +113,9 @@ func (m *media) newPeer(c *core, cfg peerConfig) (*peer, error) {
 			continue
 		}
 		c.load.Add(1)
-		if !c.do(func(time.Time) { c.peers[p] = struct{}{} }) {
+		if !p.do(func(time.Time) { c.peers[p] = struct{}{} }) {
 			m.routes.remove(p)
+			c.load.Add(-1)
 			return nil, errStopped
 		}
 		return p, nil
@@ -137,7 +138,7 @@ func (p *peer) setRemote(r remote) error {
 	if err := r.Check(); err != nil {
 		return err
 	}
-	if !p.core.do(func(now time.Time) {
+	if !p.do(func(now time.Time) {
 		if p.closed {
 			return
 		}
@@ -155,7 +156,7 @@ func (p *peer) setRemote(r remote) error {
 // attach makes e the receiver of what the peer sends; nil ends that. Any goroutine may call it; it happens in
 // order with core.do.
 func (p *peer) attach(e receiver) {
-	p.core.do(func(now time.Time) {
+	p.do(func(now time.Time) {
 		if p.closed {
 			return
 		}
@@ -172,7 +173,10 @@ func (p *peer) attach(e receiver) {
 func (p *peer) sendMessage(text []byte) error { return p.t.SendMessage(text) }
 
 // close ends the peer. Any goroutine may call it, also repeatedly.
-func (p *peer) close() { p.core.do(func(time.Time) { p.core.drop(p) }) }
+func (p *peer) close() { p.do(func(time.Time) { p.core.drop(p) }) }
+
+// do runs f on the core, as work on the peer's conference.
+func (p *peer) do(f func(now time.Time)) bool { return p.core.doIn(p.cfg.Conference, f) }
 
 // SendRTP implements conference.Leg.
 func (p *peer) SendRTP(header, payload []byte) {

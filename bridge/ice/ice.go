@@ -28,7 +28,7 @@ import (
 
 const (
 	// Retransmission of one check (RFC 8445 §14.3 allows less than RFC 5389's 500 ms): 100 ms, doubling to
-	// 1.6 s, seven sends in all.
+	// 1.6 s, seven sends in all, or as many as it takes while no pair works.
 	checkRTO, checkMaxRTO = 100 * time.Millisecond, 1600 * time.Millisecond
 	checkSends            = 7
 	// pace is the time between two new checks that nothing triggered (RFC 8445 §14.2, Ta).
@@ -451,7 +451,8 @@ func (a *Agent) retransmit(now time.Time, p *pair) {
 		a.ConsentMissed++
 		return
 	}
-	if c.sends < checkSends {
+	// While nothing works at all, the other side may only be late: go on slowly until the state says Failed.
+	if c.sends < checkSends || a.selected == nil && now.Sub(a.remoteAt) < failAfter {
 		c.rto = min(2*c.rto, checkMaxRTO)
 		a.transmit(now, p)
 		return

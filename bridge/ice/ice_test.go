@@ -540,7 +540,7 @@ func TestConnectProperty(t *testing.T) {
 		w.run(10 * time.Second)
 		for i, a := range w.a {
 			if a.State() != Connected {
-				t.Fatalf("agent %d is %v", i, a.State())
+				t.Fatalf("agent %d is %v, the other %v; pairs %+v and %+v", i, a.State(), w.a[1-i].State(), a.pairs[0], w.a[1-i].pairs[0])
 			}
 			if len(a.pairs) > maxPairs {
 				t.Fatalf("%d pairs", len(a.pairs))

@@ -114,7 +114,8 @@ type Counters struct {
 	SentRTP, SentRTCP   uint64
 	Auth, Replay, Short uint64 // SRTP and SRTCP packets refused, by reason
 	Early               uint64 // media before there were keys
-	PipeFull            uint64 // DTLS datagrams dropped
+	DTLS                uint64 // datagrams taken
+	PipeFull            uint64 // DTLS datagrams dropped: no room, or from an address that has not authenticated
 	Unknown             uint64 // neither STUN, DTLS, RTP nor RTCP
 	Unsent              uint64 // packets for the peer before it was connected
 }
@@ -337,7 +338,9 @@ func (t *Transport) Receive(b *packet.Buf, now time.Time) Kind {
 		return None
 	case first >= 20 && first < 64:
 		// Only from where the peer has authenticated; anything else could fill the pipe.
-		if !t.agent.Knows(b.Path) || !t.pipe.put(d) {
+		if t.agent.Knows(b.Path) && t.pipe.put(d) {
+			t.DTLS++
+		} else {
 			t.PipeFull++
 		}
 		return None
