@@ -479,8 +479,8 @@ func (p *Participant) do(f func() error) error {
 // Close ends the participant without leaving the room, waits for its goroutines and is safe to call
 // twice. A shard keeps it in the room until its session has expired; see Leave.
 func (p *Participant) Close() {
-	p.target.cut.set(false)
 	p.cancel()
+	p.target.cut.close()
 	p.wg.Wait()
 }
 

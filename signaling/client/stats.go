@@ -98,7 +98,7 @@ type Stats struct {
 }
 
 // Source returns what was received of a source; zero when nothing.
-func (s *Stats) Source(name string) peer.Received {
+func (s Stats) Source(name string) peer.Received {
 	for _, r := range s.Received {
 		if r.Source.Name == name {
 			return r
@@ -109,7 +109,7 @@ func (s *Stats) Source(name string) peer.Received {
 
 // Playing counts the sources of others that are alive: video with a frame, audio with a packet, in the
 // second before the snapshot was taken.
-func (s *Stats) Playing(kind peer.Kind) int {
+func (s Stats) Playing(kind peer.Kind) int {
 	n, now := 0, time.Now()
 	for _, r := range s.Received {
 		last := r.LastPacket
@@ -124,7 +124,7 @@ func (s *Stats) Playing(kind peer.Kind) int {
 }
 
 // String is one line for a failed test or a probe.
-func (s *Stats) String() string {
+func (s Stats) String() string {
 	m := &s.Marks
 	since := func(t time.Time) string {
 		if t.IsZero() {
@@ -228,9 +228,9 @@ func (p *Participant) Wait(ctx context.Context, cond func(Stats) bool) error {
 		select {
 		case <-ticker.C:
 		case <-p.done:
-			return fmt.Errorf("%w: %s", errors.Join(ErrClosed, p.err), &s)
+			return fmt.Errorf("%w: %s", errors.Join(ErrClosed, p.err), s)
 		case <-ctx.Done():
-			return fmt.Errorf("%w: %s", ctx.Err(), &s)
+			return fmt.Errorf("%w: %s", ctx.Err(), s)
 		}
 	}
 }

@@ -61,18 +61,21 @@ func (t *target) dial(ctx context.Context, previous string, handled uint32) (*li
 		query.Set("previd", previous)
 	}
 	var raw *gate
+	stop := func() bool { return true }
 	dialer := t.dialer
 	dialer.Subprotocols = []string{"xmpp"}
-	dialer.NetDialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+	dialer.NetDialContext = func(handshake context.Context, network, addr string) (net.Conn, error) {
 		var d net.Dialer
-		c, err := d.DialContext(ctx, network, addr)
+		c, err := d.DialContext(handshake, network, addr)
 		if err != nil {
 			return nil, err
 		}
 		raw = t.cut.wrap(c)
+		stop = context.AfterFunc(ctx, func() { _ = raw.Close() }) // no deadline wakes a held connection
 		return raw, nil
 	}
 	ws, _, err := dialer.DialContext(ctx, t.ws+"?"+query.Encode(), nil)
+	defer func() { stop() }()
 	if err != nil {
 		return nil, nil, fmt.Errorf("websocket: %w", err)
 	}
@@ -85,8 +88,6 @@ func (t *target) dial(ctx context.Context, previous string, handled uint32) (*li
 	n := xmpp.NewNegotiation(xmpp.NegotiationConfig{
 		Domain: t.domain, Framing: xmpp.WebSocket, StreamManagement: true, PreviousID: previous, Handled: handled,
 	})
-	stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
-	defer stop()
 	if err := l.negotiate(n); err != nil {
 		_ = ws.Close()
 		return nil, nil, fmt.Errorf("log in: %w", err)
@@ -253,6 +254,15 @@ func (c *cutter) set(cut bool) {
 	c.woken.Broadcast()
 }
 
+// close breaks all connections.
+func (c *cutter) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for g := range c.gates {
+		g.closeLocked()
+	}
+}
+
 func (c *cutter) wrap(conn net.Conn) *gate {
 	g := &gate{Conn: conn, cutter: c}
 	c.mu.Lock()
@@ -296,11 +306,14 @@ func (g *gate) Write(b []byte) (int, error) {
 }
 
 func (g *gate) Close() error {
-	c := g.cutter
-	c.mu.Lock()
+	g.cutter.mu.Lock()
+	defer g.cutter.mu.Unlock()
+	return g.closeLocked()
+}
+
+func (g *gate) closeLocked() error {
 	g.closed, g.pending = true, nil
-	delete(c.gates, g)
-	c.woken.Broadcast()
-	c.mu.Unlock()
+	delete(g.cutter.gates, g)
+	g.cutter.woken.Broadcast()
 	return g.Conn.Close()
 }

@@ -1,7 +1,7 @@
 // Package clip holds the small recordings that a headless participant sends: VP8 pictures in six colours
 // and three sizes, and Opus frames. They were encoded once by libvpx and libopus, so that any decoder,
 // a browser's too, shows and plays them. The package has no state; all returned memory is shared and
-// must not be modified.
+// must not be modified. generate.sh made the files.
 //
 // Every picture is one colour with a white square going round in four seconds. The streams have three
 // temporal layers (pattern 0 2 1 2) and are error resilient: frame 0 is the only key frame, and frames

@@ -58,7 +58,7 @@ const (
 	pipeBytes    = 512 << 10             // DTLS datagrams waiting for the handshake or SCTP
 	checkEvery   = 50 * time.Millisecond // Chromium's pace of checks
 	disconnected = 5 * time.Second
-	failed       = 15 * time.Second // after disconnected; browsers give up 15…17 s after the last packet
+	failed       = 11 * time.Second // after disconnected; browsers give up 15…17 s after the last packet
 )
 
 // A State is how far a peer is. It goes up to StateConnected, may fall to StateInterrupted and come
@@ -439,7 +439,7 @@ func (p *Peer) keys(secure *dtls.Conn, conn *ice.Conn) error {
 
 // serveChannel opens the bridge channel in-band, as browsers do, and reads it until it ends.
 func (p *Peer) serveChannel(secure *dtls.Conn) error {
-	association, err := sctp.Client(sctp.Config{NetConn: secure, LoggerFactory: quiet, MaxMessageSize: maxMessageBytes})
+	association, err := sctp.ClientWithOptions(sctp.WithNetConn(secure), sctp.WithLoggerFactory(quiet), sctp.WithMaxMessageSize(maxMessageBytes))
 	if err != nil {
 		return fmt.Errorf("sctp: %w", err)
 	}

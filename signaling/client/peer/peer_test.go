@@ -109,7 +109,7 @@ func (pr *pair) serve(ctx context.Context, t *testing.T) {
 			return
 		}
 		p.wg.Go(func() { p.pace(ctx) })
-		a, err := sctp.Server(sctp.Config{NetConn: secure, LoggerFactory: quiet})
+		a, err := sctp.ServerWithOptions(sctp.WithNetConn(secure), sctp.WithLoggerFactory(quiet))
 		if err != nil {
 			return
 		}
@@ -195,7 +195,7 @@ func TestCall(t *testing.T) {
 			until(t, "video", func() bool {
 				return ledger.Source("a-v0-low").Frames > 5 && ledger.Source("a-v0-high").Frames > 5
 			})
-			if v := ledger.Source("a-v0-high"); v.Colour != "green" || v.Height != 720 || v.KeyFrames != 1 || v.Broken != 0 {
+			if v := ledger.Source("a-v0-high"); v.Colour != "green" || v.Height != 720 || v.Lost != 0 {
 				t.Errorf("video %+v", v)
 			}
 
@@ -206,8 +206,9 @@ func TestCall(t *testing.T) {
 			if got := ledger.Source("a-v0-high").Packets; got > high+4 {
 				t.Errorf("%d packets of 720p after a constraint of 180", got-high)
 			}
+			keys := ledger.Source("a-v0-high").KeyFrames
 			c.Constrain("a-v0", 720)
-			until(t, "second key frame", func() bool { return ledger.Source("a-v0-high").KeyFrames == 2 })
+			until(t, "another key frame", func() bool { return ledger.Source("a-v0-high").KeyFrames > keys })
 
 			c.cfg.Network.Lose(0.2, 0)
 			until(t, "repair", func() bool { return ledger.Source("a-v0-high").Recovered > 3 })
