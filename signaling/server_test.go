@@ -3,11 +3,14 @@ package signaling
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -20,68 +23,120 @@ import (
 // caller is a client on the public wire, as far as it is needed to join.
 type caller struct {
 	*testing.T
-	ws   *websocket.Conn
-	jid  string
-	nick string
+	ws    *websocket.Conn
+	jid   string
+	nick  string
+	count int // stanzas since stream management began
+	hear  func(stanza string)
+}
+
+func (g *caller) say(s string) error { return g.ws.WriteMessage(websocket.TextMessage, []byte(s)) }
+
+// scan reads until done says so.
+func (g *caller) scan(done func(stanza string) bool) error {
+	g.ws.SetReadDeadline(time.Now().Add(20 * time.Second))
+	for {
+		_, b, err := g.ws.ReadMessage()
+		if err != nil {
+			return err
+		}
+		switch text := string(b); {
+		case strings.HasPrefix(text, "<r "):
+			if err := g.say(`<a h="` + strconv.Itoa(g.count) + `" xmlns="urn:xmpp:sm:3"/>`); err != nil {
+				return err
+			}
+		default:
+			if strings.HasPrefix(text, "<enabled") {
+				g.count = 0
+			} else if strings.HasPrefix(text, "<iq") || strings.HasPrefix(text, "<presence") || strings.HasPrefix(text, "<message") {
+				g.count++
+			}
+			if g.hear != nil {
+				g.hear(text)
+			}
+			if done(text) {
+				return nil
+			}
+		}
+	}
+}
+
+// ask says something and reads until the pattern matches; it returns what matched.
+func (g *caller) ask(say, pattern string) (found string, err error) {
+	if say != "" {
+		if err := g.say(say); err != nil {
+			return "", err
+		}
+	}
+	re := regexp.MustCompile(pattern)
+	err = g.scan(func(text string) bool { found = text; return re.MatchString(text) })
+	if err != nil {
+		err = fmt.Errorf("waiting for %s: %w", pattern, err)
+	}
+	return found, err
 }
 
 func (g *caller) send(s string) {
 	g.Helper()
-	if err := g.ws.WriteMessage(websocket.TextMessage, []byte(s)); err != nil {
+	if err := g.say(s); err != nil {
 		g.Fatal(err)
 	}
 }
 
-// until reads until a message matches and returns it.
 func (g *caller) until(pattern string) string {
 	g.Helper()
-	re := regexp.MustCompile(pattern)
-	g.ws.SetReadDeadline(time.Now().Add(5 * time.Second))
-	for seen := []string(nil); ; {
-		_, b, err := g.ws.ReadMessage()
-		if err != nil {
-			g.Fatalf("%s: %v after\n%s", pattern, err, strings.Join(seen, "\n"))
-		}
-		if re.Match(b) {
-			return string(b)
-		}
-		if seen = append(seen, string(b)); strings.HasPrefix(string(b), "<r ") {
-			g.send(`<a h="0" xmlns="urn:xmpp:sm:3"/>`)
-		}
+	found, err := g.ask("", pattern)
+	if err != nil {
+		g.Fatal(err)
 	}
+	return found
 }
 
 const sayOpen = `<open to="localhost" version="1.0" xmlns="urn:ietf:params:xml:ns:xmpp-framing"/>`
 
-// enter connects and joins a room.
+// join connects and enters a room; hear, if any, is told of everything that comes.
+func join(s *Server, room string, hear func(string)) (*caller, error) {
+	d := websocket.Dialer{Subprotocols: []string{"xmpp"}}
+	ws, _, err := d.Dial("ws://"+s.HTTPAddr().String()+"/xmpp-websocket?room="+room, nil)
+	if err != nil {
+		return nil, err
+	}
+	g := &caller{ws: ws, hear: hear}
+	for _, step := range []struct{ say, pattern string }{
+		{sayOpen, "ANONYMOUS"},
+		{`<auth mechanism="ANONYMOUS" xmlns="urn:ietf:params:xml:ns:xmpp-sasl"/>`, "<success"},
+		{sayOpen, "xmpp-bind"},
+		// What there is comes before the address.
+		{`<iq id="_bind_auth_2" type="set" xmlns="jabber:client"><bind xmlns="urn:ietf:params:xml:ns:xmpp-bind"/></iq>`, "type='room_metadata' name='metadata.localhost'"},
+		{"", "_bind_auth_2"},
+		{`<enable resume="true" xmlns="urn:xmpp:sm:3"/>`, "<enabled"},
+		{`<iq id="c" to="focus.localhost" type="set" xmlns="jabber:client"><conference room="` + room + `@conference.localhost" xmlns="http://jitsi.org/protocol/focus"/></iq>`, "id='c'.*ready='true'"},
+	} {
+		found, err := g.ask(step.say, step.pattern)
+		if err != nil {
+			return g, err
+		}
+		if step.pattern == "_bind_auth_2" {
+			g.jid = regexp.MustCompile(`[0-9a-f-]{36}@localhost/[0-9a-f]+`).FindString(found)
+			g.nick = g.jid[:8]
+		}
+	}
+	// The focus comes before the own presence.
+	if _, err := g.ask(`<presence to="`+room+`@conference.localhost/`+g.nick+`" xmlns="jabber:client"><x xmlns="http://jabber.org/protocol/muc"/><nick xmlns="http://jabber.org/protocol/nick">Ann</nick></presence>`,
+		`from='`+room+`@conference.localhost/focus'`); err != nil {
+		return g, err
+	}
+	_, err = g.ask("", `from='`+room+`@conference.localhost/`+g.nick+`'.*code='110'`)
+	return g, err
+}
+
 func enter(t *testing.T, s *Server, room string) *caller {
 	t.Helper()
-	d := websocket.Dialer{Subprotocols: []string{"xmpp"}}
-	ws, resp, err := d.Dial("ws://"+s.HTTPAddr().String()+"/xmpp-websocket?room="+room, nil)
+	g, err := join(s, room, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := resp.Header.Get("X-Jitsi-Shard"); got != "" && got != "muc-1" {
-		t.Errorf("shard %q", got)
-	}
-	g := &caller{T: t, ws: ws}
-	g.send(sayOpen)
-	g.until("ANONYMOUS")
-	g.send(`<auth mechanism="ANONYMOUS" xmlns="urn:ietf:params:xml:ns:xmpp-sasl"/>`)
-	g.until("<success")
-	g.send(sayOpen)
-	g.until("xmpp-bind")
-	g.send(`<iq id="_bind_auth_2" type="set" xmlns="jabber:client"><bind xmlns="urn:ietf:params:xml:ns:xmpp-bind"/></iq>`)
-	g.until("type='room_metadata' name='metadata.localhost'") // before the address
-	g.jid = regexp.MustCompile(`[0-9a-f-]{36}@localhost/[0-9a-f]+`).FindString(g.until("_bind_auth_2"))
-	g.nick = g.jid[:8]
-	g.send(`<enable resume="true" xmlns="urn:xmpp:sm:3"/>`)
-	g.until("<enabled")
-	g.send(`<iq id="c" to="focus.localhost" type="set" xmlns="jabber:client"><conference room="` + room + `@conference.localhost" xmlns="http://jitsi.org/protocol/focus"/></iq>`)
-	g.until("id='c'.*ready='true'")
-	g.send(`<presence to="` + room + `@conference.localhost/` + g.nick + `" xmlns="jabber:client"><x xmlns="http://jabber.org/protocol/muc"/><nick xmlns="http://jabber.org/protocol/nick">Ann</nick></presence>`)
-	g.until(`from='` + room + `@conference.localhost/focus'`) // before the own one
-	g.until(`from='` + room + `@conference.localhost/` + g.nick + `'.*code='110'`)
+	g.T = t
 	return g
 }
 
@@ -213,4 +268,52 @@ func TestServerDrains(t *testing.T) {
 	<-ran
 	ann.ws.Close()
 	http.DefaultClient.CloseIdleConnections()
+}
+
+// A hundred come at once to one room; each of them sees all others, and nobody is cut (protocol notes,
+// section 9, step 50).
+func TestServerStorm(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	const n = 100
+	s := testServer(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	ran := make(chan error, 1)
+	go func() { ran <- s.Run(ctx) }()
+	var joined, left sync.WaitGroup
+	done := make(chan struct{})
+	joined.Add(n)
+	start := time.Now()
+	for range n {
+		left.Go(func() {
+			nick := regexp.MustCompile(`<presence[^>]* from='crowd@conference.localhost/([0-9a-f]{8})'`)
+			seen := map[string]bool{}
+			g, err := join(s, "crowd", func(stanza string) {
+				if m := nick.FindStringSubmatch(stanza); m != nil {
+					seen[m[1]] = true
+				}
+			})
+			if err == nil {
+				err = g.scan(func(string) bool { return len(seen) == n })
+			}
+			if err != nil {
+				t.Errorf("saw %d of %d: %v", len(seen), n, err)
+			}
+			joined.Done()
+			<-done
+			if g != nil {
+				g.ws.Close()
+			}
+		})
+	}
+	joined.Wait()
+	t.Logf("%d joined in %v", n, time.Since(start).Round(time.Millisecond))
+	if got := s.Sessions(); got.Sessions != n || got.Overflows != 0 {
+		t.Errorf("%+v", got)
+	}
+	cancel()
+	if err := <-ran; err != nil {
+		t.Errorf("Run: %v", err)
+	}
+	close(done)
+	left.Wait()
 }
