@@ -100,7 +100,7 @@ func TestHandshake(t *testing.T) {
 				t.Log(err)
 			}
 			if test.mtu < 200 && count.Load() < 4 {
-				t.Errorf("only %d datagrams: nothing was fragmented", *count)
+				t.Errorf("only %d datagrams: nothing was fragmented", count.Load())
 			}
 			cancel()
 			c.Close()

@@ -151,35 +151,6 @@ func repeat(n, times int) []int {
 	return s
 }
 
-// Where segmentation is refused, everything still arrives, and it is not tried again there.
-func TestRefused(t *testing.T) {
-	if runtime.GOOS != "linux" {
-		t.Skip("no segmentation")
-	}
-	// A segment larger than the route's MTU: EINVAL. eth-like MTUs are below 60 kB, loopback's is 65536,
-	// so that the case is made by hand.
-	from, to := listen(t, loopbacks[0], 1), listen(t, loopbacks[0], 1)
-	s := NewSender()
-	s.refuse(from[0], to[0].Local().Addr(), 22)
-	var out packet.Outbox
-	for i := range 10 {
-		put(&out, packet.Path{Remote: to[0].Local()}, 1000, i)
-	}
-	s.Flush(&out, from)
-	if s.Messages != 10 || s.Datagrams != 10 {
-		t.Errorf("%+v", s.Counters)
-	}
-	s = NewSender()
-	s.refuse(from[0], netip.Addr{}, 5) // EIO
-	for i := range 10 {
-		put(&out, packet.Path{Remote: to[0].Local()}, 1000, i)
-	}
-	s.Flush(&out, from)
-	if s.Messages != 10 {
-		t.Errorf("%+v", s.Counters)
-	}
-}
-
 // One destination that cannot be reached costs only its own datagrams.
 func TestUnreachable(t *testing.T) {
 	got, s := exchange(t, loopbacks[0], func(to netip.AddrPort, out *packet.Outbox) {
