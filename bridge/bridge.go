@@ -385,24 +385,32 @@ func (b *Bridge) tick(ctx context.Context) {
 	}
 }
 
-// Drain refuses new conferences from now on and waits until the last endpoint has left or ctx is done. The
-// bridge keeps running.
+// Drain refuses new conferences and waits until the last endpoint has left. If ctx ends before, it returns
+// its error, and new conferences are taken again. The bridge keeps running in either case.
 func (b *Bridge) Drain(ctx context.Context) error {
-	b.state.setGraceful()
+	empty := b.state.begin()
+	b.report()
 	select {
 	case <-ctx.Done():
+		b.state.cancel()
+		b.report()
 		return ctx.Err()
-	case <-b.state.emptied():
+	case <-empty:
 		return nil
+	}
+}
+
+// report has presence tell of a change at once.
+func (b *Bridge) report() {
+	for _, c := range b.clients {
+		c.poke()
 	}
 }
 
 // SetDraining sets or lifts the drain flag: focuses prefer other bridges while it is set.
 func (b *Bridge) SetDraining(on bool) {
 	b.state.setDrain(on)
-	for _, s := range b.clients {
-		s.poke()
-	}
+	b.report()
 }
 
 // ID is the bridge's relay id.
@@ -457,7 +465,7 @@ type lifecycle struct {
 }
 
 func (s *lifecycle) init(drain bool) {
-	s.drain, s.empty, s.ending = drain, make(chan struct{}), make(chan struct{})
+	s.drain, s.ending = drain, make(chan struct{})
 }
 
 func (s *lifecycle) get() (drain, graceful, shutting bool) {
@@ -478,10 +486,22 @@ func (s *lifecycle) setDrain(on bool) {
 	s.drain = on
 }
 
-func (s *lifecycle) setGraceful() {
+// begin refuses new conferences. What it returns is closed when nobody is left.
+func (s *lifecycle) begin() <-chan struct{} {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.graceful = true
+	if s.empty == nil {
+		s.empty = make(chan struct{})
+	}
+	return s.empty
+}
+
+// cancel takes new conferences again, unless a shutdown was asked for meanwhile.
+func (s *lifecycle) cancel() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.graceful = s.shutdown
 }
 
 // request begins a shutdown that ends Run: when the last endpoint has left, or at once.
@@ -507,9 +527,9 @@ func (s *lifecycle) count(n int) {
 	if !s.graceful || n > 0 {
 		return
 	}
-	if !s.isEmpty {
-		s.isEmpty = true
+	if s.empty != nil {
 		close(s.empty)
+		s.empty = nil
 	}
 	if s.shutdown {
 		s.beginLocked()
@@ -523,8 +543,6 @@ func (s *lifecycle) beginLocked() {
 	s.shutting = true
 	close(s.ending)
 }
-
-func (s *lifecycle) emptied() <-chan struct{} { return s.empty }
 
 // A group counts handlers that run on servers of others.
 type group struct {

@@ -151,6 +151,9 @@ func TestDrainWaits(t *testing.T) {
 	if err := b.Drain(ctx); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("drained with an endpoint: %v", err)
 	}
+	if b.state.closing() {
+		t.Error("a cancelled drain goes on")
+	}
 	mustModify(t, b, `<conference-modify xmlns='jitsi:colibri2' meeting-id='m1'><endpoint id='aaaa1111' expire='true'/></conference-modify>`)
 	if err := b.Drain(t.Context()); err != nil {
 		t.Error(err)

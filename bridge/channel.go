@@ -22,8 +22,9 @@ const (
 	// maxMessage is the longest message that is read from a client. Longer ones are skipped; the channel survives.
 	maxMessage = 256 << 10
 
-	// What waits for a WebSocket whose client does not read. Above either the socket is closed: the client
-	// comes back and gets the whole state again.
+	// What may wait for a WebSocket. Messages of other clients are dropped from half of it on, so that nobody
+	// is talked out of a call; above all of it the socket is closed: its client does not read, and gets
+	// the whole state again when it comes back.
 	maxOutboundMessages = 512
 	maxOutboundBytes    = 4 << 20
 
@@ -31,8 +32,10 @@ const (
 	// what comes on a data channel beyond it is dropped.
 	maxInbound = 64
 
-	// Messages from client to client, per sender. Remote control of a mouse is the fastest real use.
+	// Messages from client to client, per sender, a long one counting once more for each forwardUnit bytes.
+	// Remote control of a mouse is the fastest real use.
 	forwardRate, forwardBurst = 200, 500
+	forwardUnit               = 4 << 10
 
 	// EndpointStats go to everybody in a conference of up to so many; above that those of recent speakers
 	// do, and others' to who gets their video.
@@ -117,15 +120,15 @@ func (c *channel) receive(text []byte) {
 	if !e.live.do(func(now time.Time) {
 		defer free()
 		if e.engine != nil {
-			e.handle(m, now)
+			e.handle(m, len(text), now)
 		}
 	}) {
 		free()
 	}
 }
 
-// handle carries out one message of the client, on the core.
-func (e *member) handle(m colibri.Message, now time.Time) {
+// handle carries out one message of the client, which was size bytes long, on the core.
+func (e *member) handle(m colibri.Message, size int, now time.Time) {
 	x := e.engine
 	x.Heard(now)
 	switch m := m.(type) {
@@ -142,13 +145,13 @@ func (e *member) handle(m colibri.Message, now time.Time) {
 	case *colibri.ReceiverAudioSubscription:
 		x.SetAudioSubscription(conference.AudioSubscription{All: m.All, Include: m.Include, Exclude: m.Exclude}, now)
 	case *colibri.EndpointMessage:
-		if e.visitor || !e.forwards.take(now) {
+		if e.visitor || !e.forwards.take(1+size/forwardUnit, now) {
 			return
 		}
 		m.From = e.id
 		e.forward(m, m.To)
 	case *colibri.EndpointStats:
-		if e.visitor || !e.forwards.take(now) {
+		if e.visitor || !e.forwards.take(1+size/forwardUnit, now) {
 			return
 		}
 		m.From = e.id
@@ -239,7 +242,7 @@ func (c *channel) send(b []byte, state bool) {
 		}
 		metrics.dataSent.Add(1)
 	case c.socket != nil:
-		if !c.socket.send(b) {
+		if !c.socket.send(b, state) {
 			metrics.outboundDropped.Add(1)
 			return
 		}
@@ -293,22 +296,27 @@ func newSocket(conn *websocket.Conn) *socket {
 	return &socket{conn: conn, wake: make(chan struct{}, 1)}
 }
 
-// send queues b. A socket whose client does not read is closed.
-func (s *socket) send(b []byte) bool {
+// send queues b and reports whether it is going to be sent. What is not part of the state is dropped first.
+func (s *socket) send(b []byte, state bool) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	share := 2
+	if state {
+		share = 1
+	}
+	full := len(s.queue) >= maxOutboundMessages/share || s.bytes+len(b) > maxOutboundBytes/share
 	switch {
-	case s.code != 0:
+	case s.code != 0 || full && !state:
 		return false
-	case len(s.queue) >= maxOutboundMessages || s.bytes+len(b) > maxOutboundBytes:
-		s.queue, s.code, s.reason = nil, websocket.CloseTryAgainLater, "too slow"
+	case full:
+		s.queue, s.bytes, s.code, s.reason = nil, 0, websocket.CloseTryAgainLater, "too slow"
 		s.conn.NetConn().SetWriteDeadline(time.Now()) // the writer may be stuck
 	default:
 		s.queue = append(s.queue, b)
 		s.bytes += len(b)
 	}
 	s.signal()
-	return s.code == 0
+	return !full
 }
 
 // close says goodbye after what is queued.
@@ -399,7 +407,7 @@ func (b *Bridge) serveChannel(w http.ResponseWriter, r *http.Request) {
 func (c *channel) serve(conn *websocket.Conn) {
 	s := newSocket(conn)
 	hello, _ := json.Marshal(colibri.ServerHello{})
-	s.send(hello)
+	s.send(hello, true)
 
 	c.mu.Lock()
 	closed, old := c.closed, c.socket
@@ -537,16 +545,16 @@ type bucket struct {
 	last   time.Time
 }
 
-func (b *bucket) take(now time.Time) bool {
+func (b *bucket) take(n int, now time.Time) bool {
 	if b.last.IsZero() {
 		b.tokens = forwardBurst
 	} else {
 		b.tokens = min(forwardBurst, b.tokens+now.Sub(b.last).Seconds()*forwardRate)
 	}
 	b.last = now
-	if b.tokens < 1 {
+	if b.tokens < float64(n) {
 		return false
 	}
-	b.tokens--
+	b.tokens -= float64(n)
 	return true
 }

@@ -507,9 +507,6 @@ func (l *live) remove(id string) {
 		}
 	})
 	e.peer.close()
-	if !e.connected.Load() && e.heard.Load() == 0 {
-		l.b.metrics.iceFailed.Add(1)
-	}
 }
 
 // update applies all parts of req but the creation, in the order of protocol notes 2.2-3.
@@ -590,7 +587,9 @@ func (e *member) stateChanged(s transport.State, err error) {
 		}
 	case transport.Failed:
 		e.failed.Store(true)
-		if !errors.Is(err, transport.ErrICE) {
+		if errors.Is(err, transport.ErrICE) {
+			m.iceFailed.Add(1)
+		} else {
 			m.dtlsFailed.Add(1)
 		}
 	}

@@ -214,7 +214,7 @@ func TestAnswerToCreate(t *testing.T) {
 func TestGracefulShutdownRefuses(t *testing.T) {
 	b := start(t, nil)
 	mustModify(t, b, modify+`meeting-id='m1' create='true'>`+newEndpoint("aaaa1111")+`</conference-modify>`)
-	b.state.setGraceful()
+	b.state.begin()
 	mustModify(t, b, modify+`meeting-id='m1'>`+newEndpoint("bbbb2222")+`</conference-modify>`)
 	_, failure := try(t, b, modify+`meeting-id='m2' create='true'>`+newEndpoint("aaaa1111")+`</conference-modify>`)
 	e, _ := xmpp.ParseError(xmpp.New("", "iq", "type", "error").Add(failure))
@@ -395,4 +395,25 @@ func TestMediaOfOnlyAdds(t *testing.T) {
 	if diff := cmp.Diff(want, m); diff != "" {
 		t.Error(diff)
 	}
+}
+
+// TestPanic: a conference that panics is ended alone, and may be created again.
+func TestPanicEndsOneConference(t *testing.T) {
+	b := start(t, nil)
+	join(t, b, "m1", "aaaa1111", "")
+	url := join(t, b, "m2", "aaaa1111", "")
+	p := open(t, url)
+	p.sync()
+	for _, l := range b.control.conferences() {
+		if l.meeting.id == "m1" {
+			l.do(func(time.Time) { panic("on purpose") })
+		}
+	}
+	eventually(t, "the conference is ended", func() bool { return !hasConference(b, "m1") })
+	_, failure := try(t, b, modify+`meeting-id='m1'><endpoint id='aaaa1111'><sources/></endpoint></conference-modify>`)
+	if failure == nil {
+		t.Error("it still answers")
+	}
+	join(t, b, "m1", "aaaa1111", "")
+	p.sync()
 }

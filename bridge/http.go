@@ -149,9 +149,7 @@ func (b *Bridge) serveShutdown(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "graceful-shutdown or force-shutdown must be true", http.StatusBadRequest)
 		return
 	}
-	for _, s := range b.clients {
-		s.poke()
-	}
+	b.report()
 }
 
 // debug is the state as a tree: all conferences, or one by its channel or meeting id in detail. It holds no
