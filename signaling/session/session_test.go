@@ -333,6 +333,50 @@ func TestClientThatReadsNothing(t *testing.T) {
 	})
 }
 
+// One that is away while more comes for it than is kept for anybody cannot be resumed.
+func TestHibernatingQueueIsBounded(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b := newBed(t, func(c *Config) { c.QueueFrames = 10 })
+		c := b.dial("")
+		c.join()
+		s := b.h.session()
+		c.raw.Close()
+		synctest.Wait()
+		n := 0
+		for s.Send(message("x")) {
+			n++
+		}
+		<-s.done
+		if n != 10 || b.h.take() != "opened; closed" {
+			t.Errorf("%d frames kept", n)
+		}
+	})
+}
+
+func TestCloseFromTheHandler(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b := newBed(t)
+		b.h.open = func(s *Session) { s.Close("") }
+		c := b.dial("")
+		c.login()
+		c.send(bindIn)
+		c.ended()
+		<-b.h.session().done
+
+		b.h.open, b.h.stanza = nil, func(s *Session, _ *xmpp.Element) { s.Close("policy-violation") }
+		c = b.dial("")
+		c.join()
+		c.send(`<presence xmlns='jabber:client'/>`)
+		if got, _ := c.ended(); fmt.Sprint(got) != fmt.Sprint([]string{fmt.Sprintf(streamErrorXML, "policy-violation"), closeFrame}) {
+			t.Errorf("got %s", got)
+		}
+		<-b.h.session().done
+		if got := b.h.take(); got != "opened; closed; opened; closed" {
+			t.Errorf("events: %s", got)
+		}
+	})
+}
+
 // A client that reads, but acknowledges nothing, costs bounded memory too.
 func TestClientThatAcknowledgesNothing(t *testing.T) {
 	bubble(t, func(t *testing.T) {
