@@ -4,6 +4,7 @@ import (
 	"crypto/aes"
 	"crypto/cipher"
 	"encoding/binary"
+	"fmt"
 	"testing"
 	"time"
 
@@ -52,7 +53,7 @@ func oneToMany(t testing.TB, n int, leg func() Leg) (*room, *client) {
 	r := newRoom(t)
 	alice := r.joinWith("alice", &noLeg{}, true)
 	for i := range n {
-		r.joinWith(EndpointID("r"+string(rune('0'+i/100))+string(rune('0'+i/10%10))+string(rune('0'+i%10))), leg(), true)
+		r.joinWith(EndpointID(fmt.Sprint("r", i)), leg(), true)
 	}
 	for e := range r.c.Endpoints() {
 		e.SetConstraints(want(720), r.now)
@@ -124,5 +125,26 @@ func TestForwardDoesNotAllocate(t *testing.T) {
 	}
 	if got := r.c.stats.PacketsOut - sent; got != 201*7*20 {
 		t.Errorf("%d packets went out", got)
+	}
+}
+
+// Everybody of 500 wants everybody; one operation is one round for all of them.
+func BenchmarkAllocate(b *testing.B) {
+	r := newRoom(b)
+	var all []*client
+	for i := range 500 {
+		r.now = r.now.Add(20 * time.Millisecond)
+		c := r.joinWith(EndpointID(fmt.Sprint("e", i)), &noLeg{}, true)
+		c.e.SetConstraints(want(180), r.now)
+		all = append(all, c)
+	}
+	for _, c := range all[:40] {
+		c.frame(0, 2, true)
+		r.flush()
+	}
+	r.log = nil
+	b.ReportAllocs()
+	for b.Loop() {
+		r.c.allocate(r.c.order, r.now)
 	}
 }

@@ -86,7 +86,9 @@ type Conference struct {
 	dominant EndpointID
 	spoken   []*Endpoint // all endpoints in speech order; nil when it has to be made anew
 
-	stale       bool // some input of allocation has changed
+	round       uint64 // counts allocations for one receiver
+	stale       bool   // some input of allocation has changed
+	next        int    // the receiver that a round of allocation goes on with; 0 is between rounds
 	allocatedAt time.Time
 	order1      [1]*Endpoint
 

@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"pgregory.net/rapid"
+
 	"plenum/bridge/allocate"
 	"plenum/bridge/codec"
 	"plenum/bridge/packet"
@@ -807,5 +809,47 @@ func FuzzReceive(f *testing.F) {
 		bob.e.ReceiveRTCP(rtcp, r.now)
 		r.c.Flush(r.now)
 		r.pass(time.Second)
+	})
+}
+
+// Whatever is lost or late around silence, no number goes out twice and the order of what was sent stays.
+func TestSilenceNumbers(test *testing.T) {
+	rapid.Check(test, func(t *rapid.T) {
+		r := newRoom(test)
+		alice, bob := r.join("alice"), r.joinWith("bob", nil, false)
+		var late [][]byte
+		level := byte(30)
+		for range rapid.IntRange(1, 120).Draw(t, "packets") {
+			if rapid.IntRange(0, 7).Draw(t, "turn") == 0 {
+				level = 157 - level // silence or speech
+			}
+			p := alice.audioPacket(level, 20)
+			switch rapid.IntRange(0, 7).Draw(t, "fate") {
+			case 0:
+			case 1:
+				late = append(late, p)
+			default:
+				alice.send(p)
+			}
+			if len(late) > 0 && rapid.IntRange(0, 2).Draw(t, "arrives") == 0 {
+				alice.send(late[0])
+				late = late[1:]
+			}
+			r.flush()
+		}
+		bySeq := map[uint16]uint32{}
+		for _, g := range bob.rtp {
+			if ts, again := bySeq[g.r.Seq()]; again {
+				t.Fatalf("%d went out with timestamps %d and %d", g.r.Seq(), ts, g.r.Timestamp())
+			}
+			bySeq[g.r.Seq()] = g.r.Timestamp()
+		}
+		for _, a := range bob.rtp {
+			for _, b := range bob.rtp {
+				if packet.Newer(a.r.Seq(), b.r.Seq()) != (int32(a.r.Timestamp()-b.r.Timestamp()) > 0) {
+					t.Fatalf("seq %d and %d, timestamps %d and %d", a.r.Seq(), b.r.Seq(), a.r.Timestamp(), b.r.Timestamp())
+				}
+			}
+		}
 	})
 }

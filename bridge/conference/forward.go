@@ -170,6 +170,8 @@ func (src *source) push(c *Conference) *project.Packet {
 func (c *Conference) Flush(now time.Time) {
 	if c.stale {
 		c.wake(now)
+	}
+	if c.stale || c.next > 0 {
 		c.reallocate(now)
 	}
 	for _, src := range c.pending {

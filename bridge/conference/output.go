@@ -2,6 +2,7 @@ package conference
 
 import (
 	"encoding/binary"
+	"io"
 	"slices"
 	"strconv"
 	"time"
@@ -64,7 +65,7 @@ func (e *Endpoint) newOutput(kind Kind, ssrc, rtx SSRC) *output {
 func (e *Endpoint) freshSSRC() SSRC {
 	for {
 		var b [4]byte
-		if _, err := e.c.cfg.Rand.Read(b[:]); err != nil {
+		if _, err := io.ReadFull(e.c.cfg.Rand, b[:]); err != nil {
 			panic("conference: no randomness: " + err.Error())
 		}
 		ssrc := binary.BigEndian.Uint32(b[:])
@@ -132,7 +133,7 @@ func (o *output) mapping() Mapping {
 }
 
 // slot returns the output on which receiver e gets src, nil when there is none to be had. fresh says that the
-// client has to be told. Nothing that the receiver still wants is taken away for it.
+// client has to be told. With steal it may be taken from a source that the receiver does not want any more.
 func (e *Endpoint) slot(src *source, steal bool, now time.Time) (o *output, fresh bool) {
 	if o := e.gets[src]; o != nil {
 		return o, false
@@ -141,21 +142,22 @@ func (e *Endpoint) slot(src *source, steal bool, now time.Time) (o *output, fres
 		return e.original(src, now), false
 	}
 	slots := e.slots[src.kind]
+	limit := e.c.cfg.AudioSlots
+	if src.kind == Video {
+		limit = e.c.cfg.VideoSlots
+	}
 	var free, eldest *output
 	for _, o := range slots {
 		switch {
 		case o.source == nil && o.name == src.name:
 			o.bind(src, now) // it comes back to where it was
 			return o, true
+		case len(slots) < limit || !steal:
 		case o.source == nil:
 			free = older(free, o)
 		case src.kind == Video && e.wants[o.source] == 0, src.kind == Audio && now.Sub(o.used) > time.Second:
 			eldest = older(eldest, o)
 		}
-	}
-	limit := e.c.cfg.AudioSlots
-	if src.kind == Video {
-		limit = e.c.cfg.VideoSlots
 	}
 	switch {
 	case len(slots) < limit:
@@ -163,7 +165,7 @@ func (e *Endpoint) slot(src *source, steal bool, now time.Time) (o *output, fres
 		e.slots[src.kind] = append(slots, o)
 	case free != nil:
 		o = free
-	case eldest != nil && steal:
+	case eldest != nil:
 		o = eldest
 		if src.kind == Audio {
 			o.source.stale = true // it has to look for another slot

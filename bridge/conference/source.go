@@ -38,7 +38,8 @@ type source struct {
 	layers        []allocate.Layer // as of the last allocation
 
 	keys  receive.KeyRequests
-	woken bool // an encoding has begun since the last allocation
+	round uint64 // of the last allocation that wanted it
+	woken bool   // an encoding has begun since the last allocation
 
 	heights map[int]int // how many receivers want which height
 	told    int         // what the sender was told last

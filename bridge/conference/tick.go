@@ -42,10 +42,10 @@ func (c *Conference) Tick(now time.Time) (next time.Time) {
 			e.poll(now)
 		}
 	}
-	if c.stale || !now.Before(c.nextAll) {
+	if c.stale || c.next > 0 || !now.Before(c.nextAll) {
 		c.reallocate(now)
 	}
-	if now.Sub(c.lastMedia) < busyAfter {
+	if c.stale || c.next > 0 || now.Sub(c.lastMedia) < busyAfter {
 		return now.Add(busyTick)
 	}
 	return now.Add(idleTick)

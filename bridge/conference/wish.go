@@ -16,19 +16,30 @@ func (c *Conference) changed(now time.Time) {
 	c.reallocate(now)
 }
 
-// reallocate does allocation for everybody, but not more often than the conference's size allows.
+// maxRound is how many receivers are looked at in one go; the rest follows with the next Flush or Tick, so that
+// packets do not wait for hundreds of receivers.
+const maxRound = 64
+
+// reallocate does allocation for everybody, a part of the receivers at a time, and not more often than the
+// conference's size allows.
 func (c *Conference) reallocate(now time.Time) {
-	pause := max(20*time.Millisecond, time.Duration(len(c.order))*500*time.Microsecond)
-	if since := now.Sub(c.allocatedAt); since >= 0 && since < pause && len(c.order) > 3 {
-		return
+	if c.next == 0 || c.next >= len(c.order) {
+		pause := max(20*time.Millisecond, time.Duration(len(c.order))*500*time.Microsecond)
+		if since := now.Sub(c.allocatedAt); since >= 0 && since < pause && len(c.order) > 3 {
+			return
+		}
+		c.stale, c.next = false, 0
+		c.allocatedAt, c.nextAll = now, now.Add(5*time.Second)
 	}
-	c.stale = false
-	c.allocatedAt, c.nextAll = now, now.Add(5*time.Second)
-	c.allocate(c.order, now)
+	end := min(c.next+maxRound, len(c.order))
+	c.allocate(c.order[c.next:end], now)
+	if c.next = end; end == len(c.order) {
+		c.next = 0
+	}
 }
 
 // wake allocates for those who want a source of which an encoding has just begun. It cannot wait: the encoding's
-// first packet, which is in the batch, begins a key frame.
+// first packet, which is in the batch, begins a key frame. In a large conference the rest ask for another.
 func (c *Conference) wake(now time.Time) {
 	for _, src := range c.pending {
 		if !src.woken {
@@ -37,7 +48,7 @@ func (c *Conference) wake(now time.Time) {
 		src.woken = false
 		receivers := c.scratch.receivers[:0]
 		for _, e := range c.order {
-			if e.wants[src] != 0 {
+			if e.wants[src] != 0 && len(receivers) < maxRound {
 				receivers = append(receivers, e)
 			}
 		}
@@ -112,48 +123,66 @@ func (e *Endpoint) allocate(all []allocate.Source, now time.Time) {
 	}
 	e.choices = mine
 	e.results = allocate.Allocate(e.results[:0], &e.settings, mine, math.MaxInt64)
-	// What is not wanted any more may give its slot to what is, so that comes first.
+	c.round++
 	for _, r := range e.results {
-		if src := c.sources[r.Name]; src != nil {
+		if r.Wanted {
+			src := c.sources[r.Name]
+			src.round = c.round
 			src.want(e, r.Effective.MaxHeight)
 		}
 	}
+	// What is not wanted any more may give its slot to what is, so that comes first.
+	for src := range e.wants {
+		if src.round != c.round {
+			src.want(e, 0)
+		}
+	}
+	for src, o := range e.gets {
+		if src.kind == Video && src.round != c.round {
+			o.stream.SetTarget(-1, 0)
+		}
+	}
 	names, maps := c.scratch.names[:0], c.scratch.mappings[:0]
-	for _, wanted := range [2]bool{true, false} {
+	for _, r := range e.results {
+		if !r.Wanted || !e.channel && e.caps.Rewriting {
+			continue
+		}
+		src := c.sources[r.Name]
+		o, fresh := e.slot(src, true, now)
+		if o == nil {
+			continue
+		}
+		if fresh {
+			maps = append(maps, o.mapping())
+		}
+		if r.Layer < 0 || !e.ready() {
+			o.stream.SetTarget(-1, 0)
+			continue
+		}
+		encoding, tid := r.Layer>>3, r.Layer&7
+		if tid == src.encodings[encoding].top {
+			tid = project.AllLayers
+		}
+		waited := o.stream.Waiting()
+		before, _ := o.stream.Target()
+		o.stream.SetTarget(encoding, tid)
+		if o.stream.Waiting() && (!waited || before != encoding) && !src.keyInBatch(encoding) {
+			src.keys.Ask()
+		}
+		names = append(names, src.name)
+	}
+	if e.channel && e.caps.Rewriting { // free slots are given out ahead of time
 		for _, r := range e.results {
+			if len(e.slots[Video]) >= c.cfg.VideoSlots {
+				break
+			}
 			src := c.sources[r.Name]
-			if src == nil || r.Wanted != wanted {
+			if r.Wanted || !src.enabled {
 				continue
 			}
-			var o *output
-			if e.channel || !e.caps.Rewriting {
-				if wanted || src.enabled {
-					var fresh bool
-					if o, fresh = e.slot(src, wanted, now); fresh {
-						maps = append(maps, o.mapping())
-					}
-				} else {
-					o = e.gets[src]
-				}
+			if o, fresh := e.slot(src, false, now); fresh {
+				maps = append(maps, o.mapping())
 			}
-			if o == nil {
-				continue
-			}
-			if r.Layer < 0 || !e.ready() {
-				o.stream.SetTarget(-1, 0)
-				continue
-			}
-			encoding, tid := r.Layer>>3, r.Layer&7
-			if tid == src.encodings[encoding].top {
-				tid = project.AllLayers
-			}
-			waited := o.stream.Waiting()
-			before, _ := o.stream.Target()
-			o.stream.SetTarget(encoding, tid)
-			if o.stream.Waiting() && (!waited || before != encoding) && !src.keyInBatch(encoding) {
-				src.keys.Ask()
-			}
-			names = append(names, src.name)
 		}
 	}
 	c.scratch.names, c.scratch.mappings = names, maps
