@@ -93,7 +93,7 @@ func (p *Participant) onChannelMessage(s *session, b []byte) {
 	p.update(func(s *Stats) { s.ChannelMessages++ })
 	switch m := m.(type) {
 	case *colibri.VideoSourcesMap:
-		s.peer.Map(mapped(peer.VideoKind, m.MappedSources)...)
+		s.peer.Map(mapped(peer.Video, m.MappedSources)...)
 	case *colibri.AudioSourcesMap:
 		s.peer.Map(mapped(peer.Audio, m.MappedSources)...)
 	case *colibri.SenderSourceConstraints:

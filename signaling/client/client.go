@@ -50,7 +50,7 @@ var (
 // Kinds of media.
 const (
 	Audio = peer.Audio
-	Video = peer.VideoKind
+	Video = peer.Video
 )
 
 // Media says what a participant sends.

@@ -37,15 +37,21 @@ type shard struct {
 	ws       *websocket.Conn
 	handled  uint32 // stanzas received on the stream
 	sent     [][]byte
-	previd   []string // of each socket
-	refuse   string   // condition of the answer to the conference request
-	notReady int      // answers with ready=false before the real one
+	previd   []string             // of each socket
+	channel  chan *websocket.Conn // bridge channels that were opened
+	refuse   string               // condition of the answer to the conference request
+	notReady int                  // answers with ready=false before the real one
 }
 
 func newShard(t *testing.T) *shard {
-	s := &shard{t: t, heard: make(chan *xmpp.Element, 64)}
+	s := &shard{t: t, heard: make(chan *xmpp.Element, 64), channel: make(chan *websocket.Conn, 4)}
 	mux := http.NewServeMux()
 	mux.HandleFunc("/xmpp-websocket", s.serve)
+	mux.HandleFunc("/colibri-ws/b/c/e", func(w http.ResponseWriter, r *http.Request) {
+		if ws, err := upgrader.Upgrade(w, r, nil); err == nil {
+			s.channel <- ws
+		}
+	})
 	mux.HandleFunc("/conference-request/v1", func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprint(w, `{"room":"`+testRoom+`","ready":true,"focusJid":"focus@auth.meet.local","properties":{}}`)
 	})
@@ -335,6 +341,47 @@ func TestSession(t *testing.T) {
 	s.expect(`session-terminate`, `restart='true'`, `00000000-0000-4000-8000-000000000006`)
 	if got := p.Stats().Sessions; got != 2 {
 		t.Errorf("%d sessions", got)
+	}
+}
+
+// TestChannelSocket uses the bridge channel over WebSocket: what is said first, and again after a loss.
+func TestChannelSocket(t *testing.T) {
+	s := newShard(t)
+	cfg := s.config()
+	cfg.WebSocketChannel = true
+	p := s.join(cfg)
+	if join := s.next(); strings.Contains(join.String(), "+mpajJhafj8jFogLBKsPbQfMgzU=") {
+		t.Error("announces SCTP")
+	}
+	offer := golden(t)
+	offer.Contents = offer.Contents[:2]
+	for i := range offer.Contents {
+		offer.Contents[i].Transport.Candidates = nil
+		offer.Contents[i].Transport.WebSockets = []string{strings.Replace(s.http.URL, "http", "ws", 1) + "/colibri-ws/b/c/e?pwd=x"}
+	}
+	s.say(xmpp.IQ("set", "o", testRoom+"/focus", testJID, offer.Element()).String())
+	for round := range 2 {
+		var ws *websocket.Conn
+		select {
+		case ws = <-s.channel:
+		case <-time.After(10 * time.Second):
+			t.Fatal("no channel")
+		}
+		for _, want := range []string{
+			`{"colibriClass":"SourceVideoTypeMessage","sourceName":"bbbb2222-v0","videoType":"camera"}`,
+			`{"colibriClass":"ReceiverVideoConstraints","lastN":-1,"assumedBandwidthBps":-1}`,
+		} {
+			if _, b, err := ws.ReadMessage(); err != nil || string(b) != want {
+				t.Fatalf("said %s, %v; want %s", b, err, want)
+			}
+		}
+		_ = ws.WriteMessage(websocket.TextMessage, []byte(`{"colibriClass":"ServerHello"}`))
+		_ = ws.WriteMessage(websocket.TextMessage, []byte(`not json`))
+		_ = ws.WriteMessage(websocket.TextMessage, fmt.Appendf(nil, `{"colibriClass":"SenderSourceConstraints", "sourceName":"bbbb2222-v0", "maxHeight":%d}`, 180+round))
+		if err := p.Wait(t.Context(), func(s Stats) bool { return s.MaxHeight["bbbb2222-v0"] == 180+round }); err != nil {
+			t.Fatal(err)
+		}
+		_ = ws.Close()
 	}
 }
 

@@ -211,7 +211,7 @@ func announced(s *jingle.Session) []peer.Source {
 	var out []peer.Source
 	for _, e := range s.Sources {
 		out = append(out, grouped(e.Owner, peer.Audio, e.Audio)...)
-		out = append(out, grouped(e.Owner, peer.VideoKind, e.Video)...)
+		out = append(out, grouped(e.Owner, peer.Video, e.Video)...)
 	}
 	return out
 }

@@ -110,7 +110,7 @@ func TestAnnounced(t *testing.T) {
 	got := announced(golden(t))
 	want := []peer.Source{
 		{Kind: peer.Audio, Name: "jvb-a0", Owner: "jvb", SSRC: 3743242118},
-		{Kind: peer.VideoKind, Name: "jvb-v0", Owner: "jvb", SSRC: 394596374, VideoType: "camera"},
+		{Kind: peer.Video, Name: "jvb-v0", Owner: "jvb", SSRC: 394596374, VideoType: "camera"},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)

@@ -131,7 +131,7 @@ func (p *Participant) addTracks(s *session) {
 		}
 		t := p.newTrack("video", "v0", n, true)
 		s.tracks = append(s.tracks, t)
-		s.peer.AddVideo(peer.Video{
+		s.peer.AddVideo(peer.Picture{
 			Name: t.name, Colour: send.Colour, Encodings: t.encodings, PictureIDs: !send.DependencyDescriptor,
 		})
 		s.peer.Enable(t.name, !p.videoMuted)

@@ -170,11 +170,11 @@ func TestCall(t *testing.T) {
 			c, b := pr.client, pr.bridge
 			b.Map(
 				Source{Kind: Audio, Name: "a-a0", Owner: "a", SSRC: 1},
-				Source{Kind: VideoKind, Name: "a-v0-low", Owner: "a", SSRC: 10, RTX: 11},
-				Source{Kind: VideoKind, Name: "a-v0-high", Owner: "a", SSRC: 30, RTX: 31},
+				Source{Kind: Video, Name: "a-v0-low", Owner: "a", SSRC: 10, RTX: 11},
+				Source{Kind: Video, Name: "a-v0-high", Owner: "a", SSRC: 30, RTX: 31},
 			)
 			c.AddAudio(1)
-			c.AddVideo(Video{Name: "a-v0", Colour: "green", PictureIDs: tt.pictureIDs, Encodings: []Encoding{{10, 11}, {20, 21}, {30, 31}}})
+			c.AddVideo(Picture{Name: "a-v0", Colour: "green", PictureIDs: tt.pictureIDs, Encodings: []Encoding{{10, 11}, {20, 21}, {30, 31}}})
 			c.SetLevel(30)
 			pr.start(t)
 			if s := <-pr.states; s != StateChecked {
@@ -234,10 +234,10 @@ func TestCall(t *testing.T) {
 // TestKeyFrameRequest joins a stream in the middle: the receiver asks, the sender answers.
 func TestKeyFrameRequest(t *testing.T) {
 	pr := connect(t, testMedia)
-	pr.client.AddVideo(Video{Name: "a-v0", Colour: "blue", Encodings: []Encoding{{10, 11}}})
+	pr.client.AddVideo(Picture{Name: "a-v0", Colour: "blue", Encodings: []Encoding{{10, 11}}})
 	pr.client.out.videos[0].layers[0].running = true // the key frame went out before anybody listened
 	pr.client.out.videos[0].layers[0].position = 7
-	pr.bridge.Map(Source{Kind: VideoKind, Name: "a-v0", Owner: "a", SSRC: 10, RTX: 11})
+	pr.bridge.Map(Source{Kind: Video, Name: "a-v0", Owner: "a", SSRC: 10, RTX: 11})
 	pr.start(t)
 	until(t, "frames", func() bool { return pr.bridge.cfg.Ledger.Source("a-v0").Frames > 0 })
 	if v := pr.bridge.cfg.Ledger.Source("a-v0"); v.Broken == 0 || v.Height != 720 {

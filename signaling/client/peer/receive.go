@@ -19,7 +19,7 @@ type Kind uint8
 // The kinds of sources.
 const (
 	Audio Kind = iota + 1
-	VideoKind
+	Video
 )
 
 // A Source says whose media an SSRC carries from now on.
@@ -174,7 +174,7 @@ func (p *Peer) streamLocked(ssrc uint32, kind Kind) *stream {
 		}
 		s = &stream{ssrc: ssrc, kind: kind, clock: 48000}
 		s.rec = &s.mine
-		if kind == VideoKind {
+		if kind == Video {
 			s.clock, s.video = 90000, newReorder()
 		}
 		p.in.streams[ssrc] = s
@@ -210,7 +210,7 @@ func (p *Peer) receiveRTP(b []byte) {
 	name, isVideo := m.Video[h.PayloadType]
 	_, isRTX := m.RTX[h.PayloadType]
 	if isVideo || isRTX {
-		kind = VideoKind
+		kind = Video
 	}
 	s := p.streamLocked(h.SSRC, kind)
 	if s == nil {

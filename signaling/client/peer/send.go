@@ -24,8 +24,8 @@ const (
 // An Encoding is one layer's SSRC and that of its retransmissions.
 type Encoding struct{ SSRC, RTX uint32 }
 
-// A Video is a picture to be sent, with one encoding for each of the lowest sizes.
-type Video struct {
+// A Picture is a video source to be sent, with one encoding for each of the lowest sizes.
+type Picture struct {
 	Name      string // of the source
 	Colour    string // of clip.Colours
 	Encodings []Encoding
@@ -63,7 +63,7 @@ type audioTrack struct {
 }
 
 type videoTrack struct {
-	Video
+	Picture
 	on        bool
 	maxHeight int
 	next      time.Time
@@ -126,10 +126,10 @@ func (p *Peer) SetLevel(level uint8) {
 }
 
 // AddVideo begins to send a picture as soon as the peer is connected.
-func (p *Peer) AddVideo(v Video) {
+func (p *Peer) AddVideo(v Picture) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	t := &videoTrack{Video: v, on: true, maxHeight: unlimited}
+	t := &videoTrack{Picture: v, on: true, maxHeight: unlimited}
 	sizes := clip.Videos(v.Colour)
 	if sizes == nil {
 		sizes = clip.Videos(clip.Colours[0])
