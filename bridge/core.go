@@ -22,13 +22,17 @@ const (
 	flushAt = 1024
 	// ringSlots is how many packets may be on their way from one core to another.
 	ringSlots = 256
-	// readRounds is how many batches are read from a socket before the others get their turn.
+	// readRounds and ringRounds are how many batches are taken from a socket and from a ring before the others
+	// get their turn.
 	readRounds = 4
+	ringRounds = 2 * ringSlots / packet.BatchSize
 	// busyTick is how often a conference with traffic is ticked at least.
 	busyTick = 20 * time.Millisecond
 	// slack is how much too early a tick may come, so that several share a wake-up.
 	slack     = time.Millisecond
 	idleSleep = time.Second
+	// wantedBuffer is the receive buffer below which the log warns, in bytes.
+	wantedBuffer = 10_000_000
 	// publishEvery is how often a core's counters are made visible.
 	publishEvery = time.Second
 )
@@ -100,6 +104,9 @@ func newMedia(cfg mediaConfig) (*media, error) {
 			return nil, err
 		}
 		m.cores = append(m.cores, c)
+	}
+	if n := m.cores[0].sockets[0].ReceiveBuffer(); n > 0 && n < wantedBuffer {
+		m.log.Warn("small receive buffers: bursts will be lost (sysctl net.core.rmem_max)", "bytes", n, "wanted", wantedBuffer)
 	}
 	return m, nil
 }
@@ -307,6 +314,7 @@ type core struct {
 	next      time.Time // the earliest due
 	nextStats time.Time
 	pushed    []bool // cores that got something into their ring
+	more      bool   // a ring has something left: do not sleep
 	lastPath  packet.Path
 	lastPeer  *peer // of lastPath, within one batch
 
@@ -456,7 +464,8 @@ func (c *core) publish() {
 
 // patience is how long the core may sleep.
 func (c *core) patience() time.Duration {
-	if !c.mail.empty() {
+	if c.more || !c.mail.empty() {
+		c.more = false
 		return 0
 	}
 	return min(idleSleep, max(0, time.Until(c.next)))
@@ -612,14 +621,18 @@ func (c *core) readRings() {
 		if r == nil {
 			continue
 		}
-		for n := r.waiting(); n > 0; n = r.waiting() {
-			n = min(n, packet.BatchSize)
+		for range ringRounds {
+			n := min(r.waiting(), packet.BatchSize)
+			if n == 0 {
+				break
+			}
 			for at := 0; at < n; {
 				at = c.deliverRing(r, at, n)
 			}
 			c.settle()
 			r.advance(n)
 		}
+		c.more = c.more || r.waiting() > 0
 	}
 }
 
