@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -416,4 +417,41 @@ func TestPanicEndsOneConference(t *testing.T) {
 	}
 	join(t, b, "m1", "aaaa1111", "")
 	p.sync()
+}
+
+// BenchmarkEndpoint is an endpoint's life as a focus sees it: created, described, expired.
+func BenchmarkEndpoint(b *testing.B) {
+	bridge, err := New(Config{Media: "127.0.0.1:0", HTTP: "off", Cores: 1})
+	if err != nil {
+		b.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- bridge.Run(ctx) }()
+	defer func() { cancel(); <-done }()
+	parse := func(text string) colibri.ConferenceModify {
+		e, err := xmpp.Parse([]byte(text), xmpp.Limits{})
+		if err != nil {
+			b.Fatal(err)
+		}
+		req, err := colibri.ParseModify(e)
+		if err != nil {
+			b.Fatal(err)
+		}
+		return req
+	}
+	out := make(chan error, 1)
+	submit := func(req colibri.ConferenceModify) {
+		bridge.control.submit(req, func(_ colibri.ConferenceModified, err error) { out <- err })
+		if err := <-out; err != nil {
+			b.Fatal(err)
+		}
+	}
+	submit(parse(modify + `meeting-id='m' create='true'>` + newEndpoint("first") + `</conference-modify>`))
+	create := parse(modify + `meeting-id='m'>` + newEndpoint("e") + `</conference-modify>`)
+	expire := parse(modify + `meeting-id='m'><endpoint id='e' expire='true'/></conference-modify>`)
+	for b.Loop() {
+		submit(create)
+		submit(expire)
+	}
 }

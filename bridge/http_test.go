@@ -8,6 +8,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+
 	"plenum/wire/colibri"
 )
 
@@ -93,7 +96,7 @@ func TestPrivateInterface(t *testing.T) {
 		{"/colibri/drain", []string{`{"drain":false}`}},
 		{"/debug", []string{`"shutdown_state":"RUNNING"`, `"meeting_id":"m1"`, `"aaaa1111"`}},
 		{"/debug/m1", []string{`"data_channel":false`, `"media":{`}},
-		{"/metrics", []string{"jitsi_jvb_conferences 1", "jitsi_jvb_conferences_created_total 1", "plenum_bridge_colibri_requests_total 1", "jitsi_jvb_healthy 1"}},
+		{"/metrics", []string{"jitsi_jvb_conferences 1", "jitsi_jvb_conferences_created_total 1", "plenum_bridge_colibri_requests_total 1", "jitsi_jvb_healthy 1", `jitsi_jvb_conferences_by_size_bucket{le="0"} 0`, `jitsi_jvb_conferences_by_size_bucket{le="1"} 1`}},
 	} {
 		status, text := call(t, b, "GET", tc.path, "")
 		if status != http.StatusOK || strings.Contains(text, secret) {
@@ -127,6 +130,31 @@ func TestPrivateInterface(t *testing.T) {
 	}
 	if _, text := call(t, b, "GET", "/debug", ""); !strings.Contains(text, "GRACEFUL_SHUTDOWN") {
 		t.Errorf("debug %s", text)
+	}
+}
+
+// TestMetricsLint holds names and help to Prometheus' rules, and a second bridge beside the first in one registry.
+func TestMetricsLint(t *testing.T) {
+	shared := prometheus.NewRegistry()
+	for _, id := range []string{"one", "two"} {
+		b := start(t, func(c *Config) {
+			c.RelayID = id
+			c.Metrics = prometheus.WrapRegistererWith(prometheus.Labels{"bridge": id}, shared)
+		})
+		eventually(t, "a snapshot", func() bool { return b.metrics.last().Sizes != nil })
+	}
+	families, err := shared.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	problems, err := promlint.NewWithMetricFamilies(families).Lint()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range problems {
+		if !strings.HasPrefix(p.Metric, "jitsi_") { // those are as Jitsi names them
+			t.Errorf("%s: %s", p.Metric, p.Text)
+		}
 	}
 }
 

@@ -27,6 +27,9 @@ const (
 	// last measurement has not seen.
 	participantStress = 0.01
 
+	// maxSize is the last bucket of conferences by size, as there.
+	maxSize = 20
+
 	loadInterval = 5 * time.Second
 	// A core that is so far behind what was posted to it makes the bridge unhealthy.
 	coreTimeout = 5 * time.Second
@@ -74,6 +77,7 @@ type snapshot struct {
 	LossIn                                                       float64 // of the last second, 0 to 1
 	Stress, Steal                                                float64
 	ShardsConfigured, ShardsConnected, Joined                    int
+	Sizes                                                        map[float64]uint64 // cumulative: conferences of up to so many
 	Media                                                        mediaStats
 }
 
@@ -153,7 +157,10 @@ func (m *metrics) last() *snapshot { return m.snapshot.Load() }
 
 // publish takes a snapshot of what the cores reported and asks them to report again.
 func (m *metrics) publish(now time.Time) {
-	s := &snapshot{Time: now, ShardsConfigured: len(m.b.clients), Media: m.b.media.stats()}
+	s := &snapshot{Time: now, ShardsConfigured: len(m.b.clients), Media: m.b.media.stats(), Sizes: map[float64]uint64{}}
+	for size := range maxSize + 1 {
+		s.Sizes[float64(size)] = 0
+	}
 	m.mu.Lock()
 	addCounters(&s.Stats, &m.ended)
 	s.Stress, s.Steal = m.load.measure(now)
@@ -170,6 +177,9 @@ func (m *metrics) publish(now time.Time) {
 		l.mu.RUnlock()
 		s.LocalEndpoints += local
 		s.Largest = max(s.Largest, local)
+		for size := local; size <= maxSize; size++ {
+			s.Sizes[float64(size)]++
+		}
 		if c := l.stats.Load(); c != nil {
 			addCounters(&s.Stats, c)
 			s.AudioSources += c.AudioSources
@@ -406,6 +416,8 @@ var descs = func() []*prometheus.Desc {
 	return d
 }()
 
+var bySize = prometheus.NewDesc("jitsi_jvb_conferences_by_size", "Histogram of conferences by total number of endpoints.", nil, nil)
+
 // Describe implements prometheus.Collector.
 func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range descs {
@@ -413,6 +425,7 @@ func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
 			ch <- d
 		}
 	}
+	ch <- bySize
 }
 
 // Collect implements prometheus.Collector.
@@ -427,6 +440,9 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 			kind = prometheus.CounterValue
 		}
 		ch <- prometheus.MustNewConstMetric(descs[i], kind, p.value(m, s))
+	}
+	if s.Sizes != nil {
+		ch <- prometheus.MustNewConstHistogram(bySize, uint64(s.Conferences), float64(s.LocalEndpoints), s.Sizes)
 	}
 }
 
