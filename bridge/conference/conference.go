@@ -63,7 +63,7 @@ type Config struct {
 	// AudioSlots and VideoSlots limit how many sources a rewriting receiver gets at a time. 0 is 50 each.
 	AudioSlots, VideoSlots int
 	// AudioHold is how long the first packets of a newly announced audio source wait, so that the client has
-	// applied the map before them. 0 is 200 ms.
+	// applied the map before them. 0 is 180 ms; they leave with the next packet or tick after it, so within 200 ms.
 	AudioHold time.Duration
 }
 
@@ -136,7 +136,7 @@ func New(cfg Config, now time.Time) *Conference {
 		cfg.VideoSlots = 50
 	}
 	if cfg.AudioHold <= 0 {
-		cfg.AudioHold = 200 * time.Millisecond
+		cfg.AudioHold = 180 * time.Millisecond
 	}
 	return &Conference{
 		cfg: cfg, log: cfg.Log,

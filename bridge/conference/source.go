@@ -138,6 +138,7 @@ func (src *source) liveness(now time.Time) (changed bool) {
 		idle := now.Sub(enc.came)
 		if enc.active && (idle > limit || idle > idleBeside && now.Sub(newest) < idleBeside/4) {
 			enc.active, changed = false, true
+			enc.history = receive.History{} // too old to be asked for
 		}
 	}
 	return changed
