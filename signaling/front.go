@@ -119,6 +119,9 @@ func (s *Server) front(w http.ResponseWriter, r *http.Request) {
 		s.conference(w, r)
 	case p == bridgeChannel && s.cfg.BridgeChannel != nil:
 		s.cfg.BridgeChannel.ServeHTTP(w, r)
+	case p == page && len(r.URL.Path) > 1 && strings.HasSuffix(r.URL.Path, "/"):
+		// The page finds its config.js beside itself, so a room has one address.
+		http.Redirect(w, r, "/"+strings.Trim(r.URL.EscapedPath(), "/"), http.StatusMovedPermanently)
 	case (p == page || p == static) && s.cfg.Web != nil:
 		s.cfg.Web.ServeHTTP(w, r)
 	default:

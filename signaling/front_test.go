@@ -77,6 +77,7 @@ func TestFront(t *testing.T) {
 	}{
 		{"GET", "/standup", "", 200, "page /standup", "X-Content-Type-Options: nosniff"},
 		{"GET", "/", "", 200, "page /", ""},
+		{"GET", "/tenant/standup/", "", 301, "", "Location: /tenant/standup"},
 		{"POST", "/standup", "", 405, "", "Allow: GET, HEAD"},
 		{"GET", "/metrics", "", 404, "", ""},
 		{"GET", "/about/health", "", 200, "OK", "X-Jitsi-Shard: "},

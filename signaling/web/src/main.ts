@@ -154,7 +154,8 @@ function notice(text: string): void {
   $('notice').hidden = !text;
 }
 
-const room = decodeURIComponent(location.pathname.slice(1));
+// The address is /ROOM or /TENANT/ROOM; what the tenant means is said by the config.js beside the room.
+const room = decodeURIComponent(location.pathname.split('/').pop()!);
 if (room) {
   window.plenum = new Page(room);
   window.plenum.start().catch(e => notice(`The call could not begin: ${e.message}.`));
