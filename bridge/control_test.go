@@ -342,14 +342,15 @@ func TestSweep(t *testing.T) {
 	b.control.sweep(advance(2 * time.Second))
 	eventually(t, "the empty one goes after 20 s", func() bool { return count() == 2 })
 	b.control.sweep(advance(34 * time.Second))
-	alive() // at 55 s
-	b.control.sweep(advance(55 * time.Second))
-	b.control.sweep(advance(9 * time.Second))
-	if n := count(); n != 1 && n != 2 {
-		t.Fatalf("%d conferences after 119 s", n)
+	alive()                                    // at 55 s
+	b.control.sweep(advance(55 * time.Second)) // 110 s: 55 s of silence
+	if n := count(); n != 2 {
+		t.Fatalf("%d conferences after 55 s of silence", n)
 	}
+	b.control.sweep(advance(9 * time.Second)) // 119 s: 64 s of silence
+	eventually(t, "alive goes after 60 s of silence, and its conference with it", func() bool { return count() == 1 })
 	b.control.sweep(advance(2 * time.Second))
-	eventually(t, "unheard goes after 2 min, alive after 60 s of silence", func() bool { return count() == 0 })
+	eventually(t, "unheard goes after 2 min", func() bool { return count() == 0 })
 }
 
 func TestSourcesOf(t *testing.T) {
