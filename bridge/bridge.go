@@ -460,7 +460,6 @@ type lifecycle struct {
 	shutdown bool // asked for over HTTP: go on to the end
 	shutting bool
 	empty    chan struct{} // closed when graceful and nobody is left
-	isEmpty  bool
 	ending   chan struct{} // closed when shutting down was asked for
 }
 
