@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/chromedp/chromedp"
 )
 
 // The colours of the cameras, and what of them arrives after two conversions and a lossy codec.
@@ -99,4 +101,33 @@ func TestThreeTabs(t *testing.T) {
 	ann.click("mic") // and the others of what she does then
 	bob.until(fmt.Sprintf("plenum.tiles.get(%q).figure.classList.contains('silent')", ann.id()), soon)
 	everybody()
+}
+
+// TestTLS is for other machines of the network: HTTPS on every address, certificate and all.
+func TestTLS(t *testing.T) {
+	shard := startDev(t, func(o *devOptions) { o.tls, o.http, o.media = true, "0.0.0.0:0", outwardAddress()+":0" })
+	if !strings.HasPrefix(shard.HTTP, "https://") {
+		t.Fatalf("the link is %s", shard.HTTP)
+	}
+	b := newBrowser(t, chromedp.IgnoreCertErrors)
+	ann := b.open(t, "ann", shard.HTTP+"/tls", css(red))
+	bob := b.open(t, "bob", shard.HTTP+"/tls", css(green))
+	ann.until("plenum.id", joinLimit)
+	bob.until("plenum.id", joinLimit)
+	ann.sees(bob, green, mediaLimit)
+	bob.sees(ann, red, mediaLimit)
+}
+
+// TestTwoBridges has two rooms on two bridges, one of whose clients takes the WebSocket of its bridge.
+func TestTwoBridges(t *testing.T) {
+	shard := startDev(t, func(o *devOptions) { o.bridges = 2 })
+	if len(shard.Bridges) != 2 || shard.Bridges[0] == shard.Bridges[1] {
+		t.Fatalf("bridges: %+v", shard.Bridges)
+	}
+	for i := range 2 { // rooms go to whichever bridge has less to do
+		all := joinAll(t, shard.HTTP, fmt.Sprint("two-bridges-", i), 4)
+		for _, p := range all {
+			await(t, p, mediaLimit, "everybody else plays", plays(3))
+		}
+	}
 }

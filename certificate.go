@@ -59,3 +59,14 @@ func localAddresses() []net.IP {
 	}
 	return ips
 }
+
+// outwardAddress is the address that other machines of the network know this one by; the loopback where
+// there is no network.
+func outwardAddress() string {
+	for _, ip := range localAddresses() {
+		if ip.To4() != nil && !ip.IsLoopback() {
+			return ip.String()
+		}
+	}
+	return "127.0.0.1"
+}

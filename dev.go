@@ -258,10 +258,11 @@ func (d *dev) bridgeConfig(i int, password string) bridge.Config {
 		Version:   version(),
 		Shards: []bridge.Shard{{
 			Addr: d.shard.XMPPAddr().String(), Domain: "auth." + d.o.domain, User: bridgeAccount, Password: password,
-			Brewery: "jvbbrewery@internal.auth." + d.o.domain,
+			Brewery: "jvbbrewery@internal.auth." + d.o.domain, InsecureTLS: true, // the shard of this very process
 		}},
-		Metrics: prometheus.WrapRegistererWith(prometheus.Labels{"bridge": id}, d.registry),
-		Log:     d.log,
+		Loopback: true, // for browsers on this machine, which may have no network
+		Metrics:  prometheus.WrapRegistererWith(prometheus.Labels{"bridge": id}, d.registry),
+		Log:      d.log,
 	}
 	if d.o.media == "" && i > 0 {
 		c.Media = nth(":10000", i)
@@ -303,13 +304,7 @@ func (d *dev) url() string {
 	address := d.shard.HTTPAddr().String()
 	host, port, err := net.SplitHostPort(address)
 	if err == nil && net.ParseIP(host).IsUnspecified() {
-		address = net.JoinHostPort("127.0.0.1", port)
-		for _, ip := range localAddresses() {
-			if ip.To4() != nil && !ip.IsLoopback() {
-				address = net.JoinHostPort(ip.String(), port)
-				break
-			}
-		}
+		address = net.JoinHostPort(outwardAddress(), port)
 	}
 	return scheme + "://" + address
 }
