@@ -45,13 +45,13 @@ type channel struct {
 }
 
 // serve runs over conn until that ends. It returns when all that it started has ended.
-func (c *channel) serve(conn net.Conn) error {
+func (c *channel) serve(conn net.Conn) {
 	assoc, err := sctp.ServerWithOptions(
 		sctp.WithNetConn(conn), sctp.WithLoggerFactory(quiet), sctp.WithMaxMessageSize(maxMessageBytes),
 		sctp.WithMaxReceiveBufferSize(sctpReceiveBytes), sctp.WithRTOMax(sctpMaxRTO),
 	)
 	if err != nil {
-		return err
+		return
 	}
 	var readers sync.WaitGroup
 	defer readers.Wait()
@@ -59,7 +59,7 @@ func (c *channel) serve(conn net.Conn) error {
 	for {
 		stream, err := assoc.AcceptStream()
 		if err != nil {
-			return err
+			return
 		}
 		if c.open.Load() != nil {
 			c.extra.Add(1)

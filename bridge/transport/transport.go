@@ -290,12 +290,9 @@ func (t *Transport) run() {
 		return
 	}
 	if t.cfg.SCTP {
-		err = t.channel.serve(conn)
+		t.channel.serve(conn)
 	} else {
-		var b [2048]byte
-		for err == nil {
-			_, err = conn.Read(b[:])
-		}
+		io.Copy(io.Discard, conn) // nothing but alerts is expected
 	}
 	// The peer has closed DTLS, or we have. Media goes on as long as it comes: whether the peer is gone is
 	// judged by its silence.
