@@ -51,6 +51,7 @@ class Page {
   media?: Media;
   private readonly people = new Map<string, Participant>();
   private own?: Tile;
+  private local = new MediaStream();
   private conference?: Conference;
 
   constructor(private readonly room: string) {}
@@ -62,7 +63,8 @@ class Page {
     this.own = new Tile('me', true);
     this.own.name(name.value + ' (you)');
     for (const t of local.getVideoTracks()) this.own.play(t);
-    this.own.mark(!local.getAudioTracks().length, !local.getVideoTracks().length);
+    this.local = local;
+    this.markOwn();
     this.mark('connect');
     const conference = this.conference = new Conference(window.config, this.room, name.value, local, {
       joined: id => { this.id = id; this.mark('joined'); notice(''); },
@@ -74,7 +76,7 @@ class Page {
       connectivity: (id, active) => this.tiles.get(id)?.figure.classList.toggle('lost', !active),
       channelOpen: () => this.ask(),
       interrupted: lost => notice(lost ? 'The connection is interrupted; trying again…' : ''),
-      ended: why => { notice(`The call has ended: ${why}.`); $('controls').hidden = true; },
+      ended: why => this.over(`The call has ended: ${why}.`),
     });
     this.toggle('mic', 'audio', local.getAudioTracks());
     this.toggle('camera', 'video', local.getVideoTracks());
@@ -83,7 +85,8 @@ class Page {
       this.own!.name(name.value + ' (you)');
       conference.rename(name.value);
     };
-    $('leave').onclick = () => this.leave(local);
+    $('leave').onclick = () => { conference.leave(); this.over('You have left.'); };
+    $('again').onclick = () => location.reload();
     addEventListener('pagehide', () => conference.leave());
     addEventListener('resize', () => this.ask());
     $('controls').hidden = false;
@@ -97,9 +100,14 @@ class Page {
       const on = b.getAttribute('aria-pressed') !== 'true';
       b.setAttribute('aria-pressed', String(on));
       for (const t of tracks) t.enabled = on;
-      if (kind === 'video') this.own!.mark(false, !on);
       this.conference!.mute(kind, !on);
+      this.markOwn();
     };
+  }
+
+  private markOwn(): void {
+    const silent = (tracks: MediaStreamTrack[]) => !tracks.some(t => t.enabled);
+    this.own!.mark(silent(this.local.getAudioTracks()), silent(this.local.getVideoTracks()));
   }
 
   private show(p: Participant): void {
@@ -129,12 +137,12 @@ class Page {
     this.media?.want(heights, only);
   }
 
-  private leave(local: MediaStream): void {
-    this.conference?.leave();
-    for (const t of local.getTracks()) t.stop();
+  private over(text: string): void {
+    for (const t of this.local.getTracks()) t.stop();
     $('controls').hidden = true;
     $('stage').replaceChildren();
-    notice('You have left.');
+    notice(text);
+    $('again').hidden = false;
   }
 
   private mark(name: string): void { this.marks[name] ??= performance.now(); }
