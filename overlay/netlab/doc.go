@@ -1,0 +1,2 @@
+// Package netlab makes test hosts.
+package netlab
