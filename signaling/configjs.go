@@ -4,6 +4,9 @@ import (
 	"bytes"
 	"encoding/json"
 	"maps"
+	"slices"
+
+	"plenum/signaling/focus"
 )
 
 // configJS is what stock clients, and ours, read before anything else: plain data and nothing of the DOM,
@@ -27,6 +30,10 @@ func configJS(cfg *Config, n names, base, tenant string) []byte {
 		"p2p":              map[string]any{"enabled": false},
 		"enableIceRestart": false,
 
+		"videoQuality": map[string]any{
+			"codecPreferenceOrder":       offered(cfg, "AV1", "VP9", "VP8", "H264"),
+			"mobileCodecPreferenceOrder": offered(cfg, "VP8", "VP9", "H264", "AV1"),
+		},
 		"flags":                     map[string]any{"ssrcRewritingEnabled": true},
 		"hiddenDomain":              n.hidden,
 		"bridgeChannel":             map[string]any{"preferSctp": true},
@@ -51,6 +58,16 @@ func configJS(cfg *Config, n names, base, tenant string) []byte {
 	b.Truncate(b.Len() - 1)
 	b.WriteString(";\n")
 	return b.Bytes()
+}
+
+// offered are those of the client's preferred codecs that the focus offers. A client left to its own order
+// asks its encoder for one that it was not offered, which fails.
+func offered(cfg *Config, preferred ...string) []string {
+	codecs := cfg.Focus.VideoCodecs
+	if codecs == nil {
+		codecs = focus.DefaultVideoCodecs
+	}
+	return slices.DeleteFunc(preferred, func(c string) bool { return !slices.Contains(codecs, c) })
 }
 
 // merge puts src over dst.

@@ -41,7 +41,7 @@ var ErrFull = errors.New("too many rooms")
 
 // hallConfig says what the rooms of a shard need. Domain and Deliver are required.
 type hallConfig struct {
-	Domain string // the clients' domain; all other names follow from it (contracts.md, section 5)
+	Domain string // the clients' domain; all other names follow from it (docs/PROTOCOL.md)
 
 	// Deliver hands a stanza to the session of a JID. It must not block and reports false when there is no
 	// such session or it takes nothing any more.

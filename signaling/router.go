@@ -20,7 +20,7 @@ const (
 	requestBudget = 10 * time.Second // for a conference request
 )
 
-// names are the addresses of a shard (contracts, section 5).
+// names are the addresses of a shard (docs/PROTOCOL.md).
 type names struct{ domain, conference, focus, metadata, auth, internal, hidden string }
 
 func newNames(domain string) names {
@@ -52,7 +52,7 @@ type router struct {
 }
 
 // Opened tells a guest what there is, before it is told its address: with room_metadata among the
-// identities the client asks neither for services nor for features (protocol notes, 1.6 a).
+// identities the client asks neither for services nor for features.
 func (r *router) Opened(s *session.Session) {
 	if s.Account() == "" {
 		s.Send(xmpp.NewFrame(xmpp.Message("", "", r.names.domain, s.JID().String(), r.features(false))))

@@ -12,7 +12,7 @@ import (
 	"plenum/wire/jid"
 )
 
-// Numbers of Jicofo's selector (protocol notes 6.3).
+// Numbers of Jicofo's selector.
 const (
 	overloaded    = 0.8              // stress from which a bridge is chosen only when nothing else is left
 	rampUp        = 20 * time.Second // how long a placed endpoint is counted before presence shows it

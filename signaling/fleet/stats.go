@@ -10,7 +10,7 @@ import (
 )
 
 // observe takes what a presence says; what it does not say stays as it is. A bridge that never said
-// whether it drains is taken as draining (protocol notes 6.3).
+// whether it drains is taken as draining, as Jicofo does.
 func (e *entry) observe(stats colibri.Stats) {
 	if v, ok := number(stats.Value("stress_level")); ok {
 		e.reported = v

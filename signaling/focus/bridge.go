@@ -31,7 +31,7 @@ type bridge struct {
 // allocate chooses a bridge for p and asks it for an endpoint. It reports false when there is no bridge.
 //
 // The two first participants are asked for together: only the first request creates the conference, and
-// the second does not wait for the answer (colibri2 trace, point 4).
+// the second does not wait for the answer.
 func (c *Conference) allocate(now time.Time, p *participant) bool {
 	choice, ok := c.cfg.Fleet.Select(now, fleet.Request{Region: p.Region, Conference: c.inUse()})
 	if !ok {
@@ -114,7 +114,7 @@ func (c *Conference) allocated(now time.Time, p *participant, s *session, iq *xm
 		s.signaled[told.Owner] = told
 	}
 	c.ask(p, "set", offer.Element(), func(_ time.Time, iq *xmpp.Element) {
-		// No answer counts as taken: slow clients are late (protocol notes 4.2).
+		// No answer counts as taken: slow clients are late.
 		if p.session == s && s.state == offered && iq != nil && iq.Attr("type") == "error" {
 			p.uninvited = true
 			c.release(p)
@@ -142,7 +142,7 @@ func feedbackSources(sources colibri.Sources) jingle.EndpointSources {
 	return f
 }
 
-// allocationFailed acts on the error to an allocation (protocol notes of the bridge, 2.3).
+// allocationFailed acts on the error to an allocation, as Jicofo does.
 func (c *Conference) allocationFailed(now time.Time, p *participant, iq *xmpp.Element) {
 	b := p.session.bridge
 	e, isError := xmpp.ParseError(iq)

@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"plenum/wire/jid"
-	"plenum/wire/jingle"
+	"plenum/wire/meet"
 	"plenum/wire/xmpp"
 )
 
@@ -89,7 +89,7 @@ func (cfg Config) withDefaults() Config {
 		cfg.Rand = rand.Reader
 	}
 	if cfg.VideoCodecs == nil {
-		cfg.VideoCodecs = []string{"VP8"}
+		cfg.VideoCodecs = DefaultVideoCodecs
 	}
 	for _, name := range cfg.VideoCodecs {
 		if !slices.ContainsFunc(codecs, func(k codec) bool { return k.name == name }) {
@@ -185,7 +185,7 @@ func (c *Conference) remove(nick string) bool {
 	return true
 }
 
-// electOwner gives the room a moderator when it has none (protocol notes 3.8).
+// electOwner gives the room a moderator when it has none.
 func (c *Conference) electOwner() {
 	if c.cfg.NoAutoOwner || slices.ContainsFunc(c.participants, func(p *participant) bool { return p.Owner && !p.Hidden }) {
 		return
@@ -299,7 +299,7 @@ func (c *Conference) expectNothing(from any) {
 	maps.DeleteFunc(c.requests, func(_ RequestID, r request) bool { return r.to == from })
 }
 
-// show updates the focus's presence when it has changed (protocol notes 3.4).
+// show updates the focus's presence when it has changed.
 func (c *Conference) show() {
 	c.hadOne = c.hadOne || len(c.bridges) > 0
 	if s := (shown{true, c.hadOne, c.noBridge, len(c.bridges)}); s != c.shown {
@@ -309,22 +309,16 @@ func (c *Conference) show() {
 }
 
 func (c *Conference) presence() []*xmpp.Element {
-	versions := xmpp.New(jingle.NSJitMeet, "versions").
-		Add(xmpp.New(jingle.NSJitMeet, "component", "name", "focus").AddText(c.cfg.Version))
-	properties := xmpp.New(jingle.NSFocus, "conference-properties")
-	property := func(key, value string) {
-		properties.Add(xmpp.New(jingle.NSFocus, "property", "key", key, "value", value))
-	}
-	property("support-terminate-restart", "true")
+	properties := []meet.Property{{Name: "support-terminate-restart", Value: "true"}}
 	if c.hadOne {
-		property("bridge-count", strconv.Itoa(len(c.bridges)))
+		properties = append(properties, meet.Property{Name: "bridge-count", Value: strconv.Itoa(len(c.bridges))})
 	}
 	for _, key := range slices.Sorted(maps.Keys(c.cfg.Properties)) {
-		property(key, c.cfg.Properties[key])
+		properties = append(properties, meet.Property{Name: key, Value: c.cfg.Properties[key]})
 	}
-	children := []*xmpp.Element{versions, properties}
+	children := []*xmpp.Element{meet.Versions(c.cfg.Version), meet.ConferenceProperties(properties)}
 	if c.noBridge {
-		children = append(children, xmpp.New(jingle.NSFocus, "bridgeNotAvailable"))
+		children = append(children, meet.BridgeNotAvailable())
 	}
 	return children
 }

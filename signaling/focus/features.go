@@ -16,7 +16,7 @@ const (
 	maxFeatureBytes = 256
 )
 
-// features is what a client can do, as far as an offer depends on it (protocol notes 1.7). They are
+// features is what a client can do, as far as an offer depends on it. They are
 // only in its disco#info, not in presence.
 type features struct {
 	audio, video, sctp, rtx, tcc, remb, red, rewriting, mid bool

@@ -19,7 +19,7 @@ import (
 type Config struct {
 	// Room is the bare JID of the room.
 	Room jid.JID
-	// Self is the focus's real JID with resource; it is the initiator that clients see (protocol notes 4.2).
+	// Self is the focus's real JID with resource; it is the initiator that clients see.
 	Self jid.JID
 	// MeetingID names the conference on bridges; it is the meetingId of the room's disco form.
 	MeetingID string
@@ -35,7 +35,7 @@ type Config struct {
 	// Rand makes session ids. Default crypto/rand.Reader.
 	Rand io.Reader
 
-	// VideoCodecs are offered in this order; known are "AV1", "VP8", "H264" and "VP9". Default VP8 alone.
+	// VideoCodecs are offered in this order; known are "AV1", "VP8", "H264" and "VP9". Default DefaultVideoCodecs.
 	VideoCodecs []string
 	// OpusRED offers redundant audio to clients that know http://jitsi.org/opus-red.
 	OpusRED bool
@@ -43,7 +43,7 @@ type Config struct {
 	NoMID bool
 	// NoRewriting signals every source over Jingle even to clients that know SSRC rewriting.
 	NoRewriting bool
-	// NoAutoOwner leaves the room without a moderator unless somebody arrives as one (protocol notes 3.8).
+	// NoAutoOwner leaves the room without a moderator unless somebody arrives as one.
 	NoAutoOwner bool
 	// MinParticipants is how many occupants it takes until anybody is invited. Default 2.
 	MinParticipants int
@@ -62,6 +62,9 @@ type Config struct {
 	RestartEvery time.Duration
 	RestartBurst int
 }
+
+// DefaultVideoCodecs are offered when Config names none. Not to be modified.
+var DefaultVideoCodecs = []string{"VP8"}
 
 // A Fleet is what a conference asks of the bridges' registry; *fleet.Fleet is one. Both methods are
 // called during Step and must not block.

@@ -8,7 +8,7 @@ import (
 	"plenum/wire/jingle"
 )
 
-// Header extensions with the ids that Jicofo gives them (protocol notes 4.2).
+// Header extensions with the ids that Jicofo gives them.
 var (
 	extAudioLevel = jingle.HeaderExtension{ID: 1, URI: "urn:ietf:params:rtp-hdrext:ssrc-audio-level"}
 	extSendTime   = jingle.HeaderExtension{ID: 3, URI: "http://www.webrtc.org/experiments/rtp-hdrext/abs-send-time"}

@@ -1,10 +1,12 @@
 package focus
 
 import (
+	"strings"
 	"time"
 
 	"plenum/wire/colibri"
 	"plenum/wire/jingle"
+	"plenum/wire/meet"
 	"plenum/wire/xmpp"
 )
 
@@ -51,7 +53,7 @@ func (c *Conference) stanza(now time.Time, from string, iq *xmpp.Element) {
 		if err := c.jingle(now, p, s, func() { c.do(Reply{from, xmpp.Result(iq)}) }); err != nil {
 			c.refuse(from, iq, *err)
 		}
-	case muteKind(payload) != "":
+	case payload.Name == "mute" && strings.HasPrefix(payload.Space, meet.NSMute):
 		c.mute(p, iq, payload)
 	default:
 		c.refuse(from, iq, xmpp.StanzaError{Condition: xmpp.ServiceUnavailable})
@@ -95,7 +97,7 @@ func (c *Conference) jingle(now time.Time, p *participant, in jingle.Session, ac
 		}
 		accept() // ice-state and the like: nothing to do
 	case jingle.TransportInfo:
-		// The client's answer to an ICE restart. Candidates it never sends (protocol notes 4.5).
+		// The client's answer to an ICE restart. Candidates it never sends.
 		if t, err := remoteTransport(in); err == nil && t.Generation > 0 {
 			c.update(p, colibri.Endpoint{Transport: &colibri.Transport{ICE: t}}, nil)
 		}
@@ -157,7 +159,7 @@ func remoteTransport(in jingle.Session) (*jingle.Transport, *xmpp.StanzaError) {
 
 // terminated handles a client's session-terminate: the end, or the wish for a new session after ICE
 // failed. An error to the latter makes the client reload the page, so the only ones are those that
-// keep it from asking again and again (protocol notes 4.9).
+// keep it from asking again and again.
 func (c *Conference) terminated(now time.Time, p *participant, in jingle.Session, accept func()) *xmpp.StanzaError {
 	s := p.session
 	restart := in.Bridge != nil && in.Bridge.Restart
@@ -221,7 +223,7 @@ func (c *Conference) end(p *participant, condition, text string) {
 	}
 }
 
-// terminate tells the client, if it knows of the session. It carries no initiator (CORRECTIONS 4.2).
+// terminate tells the client, if it knows of the session. It carries no initiator, as Jicofo's.
 func (c *Conference) terminate(p *participant, condition, text string) {
 	if p.session.state == allocating {
 		return

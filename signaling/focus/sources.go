@@ -11,7 +11,7 @@ import (
 	"plenum/wire/xmpp"
 )
 
-// Limits of one participant (protocol notes 4.7).
+// Limits of one participant; the first two are Jicofo's.
 const (
 	maxSSRCs     = 20
 	maxGroups    = 20
@@ -77,7 +77,7 @@ func normal(nick, videoType string, s jingle.Source) jingle.Source {
 	return s
 }
 
-// checkSources applies Jicofo's rules (protocol notes 4.7), and one of ours: source names begin with
+// checkSources applies Jicofo's rules, and one of ours: source names begin with
 // the endpoint's id, so that nobody passes media off as somebody else's.
 func (c *Conference) checkSources(p *participant, sum jingle.EndpointSources) error {
 	if n := len(sum.Audio.Sources) + len(sum.Video.Sources); n > maxSSRCs {
@@ -366,7 +366,7 @@ func (c *Conference) signal(p *participant, action string, sources []jingle.Endp
 	}
 }
 
-// forget drops the sources of somebody who left: clients clean those up from presence (protocol notes 4.9).
+// forget drops the sources of somebody who left: clients clean those up from presence.
 func (c *Conference) forget(nick string) {
 	for _, p := range c.participants {
 		if p.session != nil {

@@ -18,6 +18,7 @@ import (
 	"plenum/wire/colibri"
 	"plenum/wire/jid"
 	"plenum/wire/jingle"
+	"plenum/wire/meet"
 	"plenum/wire/xmpp"
 )
 
@@ -314,7 +315,7 @@ func (w *world) do(verb string, args []string) []string {
 	case "jingle": // NICK ACTION
 		return w.jingle(arg(0), jingle.Session{Action: arg(1), SID: value("sid", w.sids[arg(0)])})
 	case "mute": // FROM TARGET KIND TRUE
-		return w.stanza(arg(0), "set", xmpp.New(jingle.NSJitMeet+"/"+arg(2), "mute", "jid", "golden@conference.meet.local/"+arg(1)).AddText(arg(3)))
+		return w.stanza(arg(0), "set", xmpp.New(meet.NSMute+arg(2), "mute", "jid", "golden@conference.meet.local/"+arg(1)).AddText(arg(3)))
 	case "iq": // NICK TYPE NAMESPACE NAME
 		return w.stanza(arg(0), arg(1), xmpp.New(arg(2), arg(3)))
 	case "lost":

@@ -6,8 +6,8 @@ import (
 	"plenum/wire/xmpp"
 )
 
-// granted are the permissions that a person without a token gets when it becomes moderator, as recorded
-// from the real server (traces, corrections to section 3.3).
+// granted are the permissions that a person without a token gets when it becomes moderator, as
+// Prosody with Jitsi's plugins grants them.
 var granted = meet.Permissions("transcription", "livestreaming", "live-translation-subscribe", "outbound-call", "recording",
 	"flip", "live-translation", "send-groupchat", "create-polls")
 
@@ -81,7 +81,7 @@ func (r *Room) setItem(actor *occupant, item *xmpp.Element) (why xmpp.StanzaErro
 }
 
 // affiliate grants or revokes. Whoever it concerns is shown to everybody anew; if nobody in the room has
-// this JID, the room is told by a message, as recorded.
+// this JID, the room is told by a message, as Prosody does.
 func (r *Room) affiliate(actor *occupant, bare jid.JID, a Affiliation, reason *xmpp.Element) (why xmpp.StanzaError, ok bool) {
 	switch {
 	case r.cfg.Brewery, !r.cfg.Focus.IsZero() && bare == r.cfg.Focus:
@@ -125,7 +125,7 @@ func (r *Room) affiliationNote(bare jid.JID, a Affiliation) *Stanza {
 	return &Stanza{Element: xmpp.Message("", "", r.cfg.JID.String(), "", xmpp.New(nsUser, "x").Add(item))}
 }
 
-// kick puts an occupant out. It does not keep what it was to the room (protocol notes, section 3.5).
+// kick puts an occupant out. It does not keep what it was to the room.
 func (r *Room) kick(actor *occupant, nick string, reason *xmpp.Element) (why xmpp.StanzaError, ok bool) {
 	o := r.nicks[nick]
 	switch {

@@ -32,8 +32,7 @@ const signLen = 20
 
 // routeIQ passes an IQ from occupant to occupant.
 //
-// Ids are unique only to the connection that made them, and clients match answers by id alone (protocol
-// notes, rule 0.3). So a request gets a new id, in which the room signs who asked whom under which id; an
+// Ids are unique only to the connection that made them, and clients match answers by id alone. So a request gets a new id, in which the room signs who asked whom under which id; an
 // answer passes only if its id carries that signature. Nothing has to be remembered or to expire: nobody
 // can answer what it was not asked, however many requests are open.
 func (r *Room) routeIQ(from Sender, o *occupant, nick string, st *xmpp.Element) {
@@ -69,7 +68,7 @@ func (r *Room) routeIQ(from Sender, o *occupant, nick string, st *xmpp.Element) 
 	r.send(target.self, &Stanza{Element: out})
 }
 
-// discoInfo describes the room to those who are in it (protocol notes, section 3.3-4). The client takes
+// discoInfo describes the room to those who are in it (XEP-0045, 6.4). The client takes
 // the meeting's id, its start and the lock from here.
 func (r *Room) discoInfo(from Sender, o *occupant, st *xmpp.Element) {
 	if o == nil && !(r.cfg.Brewery && from.Service) {

@@ -30,7 +30,7 @@ func (r *Room) groupchat(now time.Time, o *occupant, st *xmpp.Element) {
 	if id == "" {
 		id = r.newID()
 	}
-	// A name in the message would let anybody speak as somebody else (protocol notes, section 3.6).
+	// A name in the message would let anybody speak as somebody else.
 	m := r.relayed(o, st, id, "", func(c *xmpp.Element) bool { return c.Is(nsNick, "nick") })
 	if len(m.Frame().Bytes) > r.cfg.MaxMessageBytes {
 		r.refuse(o.JID, st, tooLarge)
@@ -48,7 +48,7 @@ func worthKeeping(st *xmpp.Element) bool {
 	return st.Child(nsHints, "no-store") == nil && (st.Child("", "body") != nil || st.Child(nsHints, "store") != nil)
 }
 
-// private is passed to one occupant. It gets no id: the real server gives none (traces, 50.9 s).
+// private is passed to one occupant. It gets no id: Prosody gives none.
 func (r *Room) private(o *occupant, nick string, st *xmpp.Element) {
 	target := r.nicks[nick]
 	switch {

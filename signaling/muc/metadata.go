@@ -3,13 +3,14 @@ package muc
 import (
 	"bytes"
 	"encoding/json"
+	"maps"
 	"slices"
 
 	"plenum/wire/meet"
 	"plenum/wire/xmpp"
 )
 
-// reserved are the metadata keys that only the server sets (protocol notes, section 3.10).
+// reserved are the metadata keys that only the server sets.
 var reserved = []string{"allownersEnabled", "asyncTranscription", "audioTranslationRequests", "conferencePresetsServiceEnabled",
 	"dialinEnabled", "moderators", "participants", "participantsSoftLimit", "services", "transcriberType", "transcription", "visitorsEnabled"}
 
@@ -19,7 +20,7 @@ func (r *Room) onMetadata(from Sender, st *xmpp.Element) {
 	change, err := meet.ParseMetadataChange(st.Child(meet.NS, "room_metadata"))
 	var data bytes.Buffer
 	if o == nil || o.affiliation != Owner || err != nil || slices.Contains(reserved, change.Key) || json.Compact(&data, change.Data) != nil {
-		r.refuse(from.JID, st, unavailable) // as recorded: without a reason
+		r.refuse(from.JID, st, unavailable) // as Prosody's plugin: without a reason
 		return
 	}
 	if !r.setMetadata(change.Key, data.Bytes()) {
@@ -28,7 +29,7 @@ func (r *Room) onMetadata(from Sender, st *xmpp.Element) {
 }
 
 // startMuted takes the legacy start-muted policy from a moderator's presence into the metadata. A client
-// says it both ways; the second one changes nothing and is not pushed again (traces, 74.9 s).
+// says it both ways; the second one changes nothing and is not pushed again.
 func (r *Room) startMuted(o *occupant) {
 	if r.cfg.Metadata.IsZero() || o.affiliation != Owner {
 		return
@@ -69,8 +70,9 @@ func (r *Room) setMetadata(key string, data json.RawMessage) bool {
 			return false
 		}
 	}
-	r.send(r.everybody, r.metadataMessage(r.metadataJSON(nil)))
-	r.out.Events = append(r.out.Events, Event{Kind: Metadata, Data: r.metadataJSON(nil)})
+	all := r.allMetadata(nil)
+	r.send(r.everybody, r.metadataMessage(all))
+	r.out.Events = append(r.out.Events, Event{Kind: Metadata, Metadata: all})
 	return true
 }
 
@@ -79,30 +81,20 @@ func (r *Room) sendMetadata(o *occupant) {
 	if r.cfg.Metadata.IsZero() {
 		return
 	}
-	m := r.metadataMessage(r.metadataJSON(r.cfg.Services))
+	m := r.metadataMessage(r.allMetadata(r.cfg.Services))
 	m.Element.SetAttr("to", o.JID.String())
 	r.send(o.self, m)
 }
 
-// metadataJSON is the whole object. Its <, > and & are escaped as JSON escapes: clients undo HTML's
-// escapes before they parse it (protocol notes, rule 0.5).
-func (r *Room) metadataJSON(services json.RawMessage) json.RawMessage {
-	all := r.metadata
+// allMetadata is what the metadata message carries to everybody, or, with services, to a joiner.
+func (r *Room) allMetadata(services json.RawMessage) meet.RoomMetadata {
+	all := maps.Clone(meet.RoomMetadata(r.metadata))
 	if services != nil {
-		all = make(map[string]json.RawMessage, len(r.metadata)+1)
-		for k, v := range r.metadata {
-			all[k] = v
-		}
 		all["services"] = services
 	}
-	b, err := json.Marshal(all) // keys sorted
-	if err != nil {
-		return json.RawMessage("{}") // each value has been parsed; only Services can be at fault
-	}
-	return b
+	return all
 }
 
-func (r *Room) metadataMessage(data json.RawMessage) *Stanza {
-	m := meet.JSONMessage{Room: r.cfg.JID.String(), Data: json.RawMessage(`{"type":"room_metadata","metadata":` + string(data) + `}`)}
-	return &Stanza{Element: xmpp.Message("", "", r.cfg.Metadata.String(), "", m.Element())}
+func (r *Room) metadataMessage(all meet.RoomMetadata) *Stanza {
+	return &Stanza{Element: xmpp.Message("", "", r.cfg.Metadata.String(), "", all.Message(r.cfg.JID.String()).Element())}
 }

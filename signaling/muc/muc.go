@@ -51,7 +51,7 @@ type Config struct {
 	// whoever comes first creates the room, and there is no room information to hide.
 	Brewery bool
 
-	// Metadata is the address from which room metadata comes (protocol notes, section 3.10). Zero: none.
+	// Metadata is the address from which room metadata comes. Zero: none.
 	Metadata jid.JID
 
 	// Services is a JSON array of TURN and STUN servers, shown to each joiner in its first metadata
@@ -152,7 +152,7 @@ const (
 	Entered   Kind = iota + 1 // somebody is in the room
 	Changed                   // presence or role of somebody in the room
 	Left                      // somebody is no longer in the room; Reason tells why, if known
-	Metadata                  // the room's metadata; Data has all of it
+	Metadata                  // the room's metadata
 	Destroyed                 // the room has ended; nobody is in it any more
 )
 
@@ -165,7 +165,7 @@ type Event struct {
 	Role     Role
 	Presence *xmpp.Element // the last presence as everybody sees it, of Entered and Changed; read only
 	Reason   string
-	Data     json.RawMessage
+	Metadata meet.RoomMetadata // all of it; read only
 }
 
 // Output is what one call leaves to do, in order. Its slices are valid until the next call to the room.
@@ -403,5 +403,5 @@ var (
 )
 
 // NoRoom is the answer to a join of a room that does not exist. Its text makes the client ask for the
-// conference again and retry (protocol notes, section 3.3-1).
+// conference again and retry.
 var NoRoom = xmpp.StanzaError{Type: "cancel", Condition: "not-allowed", Text: "Room creation is restricted"}

@@ -2,6 +2,7 @@ package muc
 
 import (
 	"bufio"
+	"encoding/json"
 	"flag"
 	"fmt"
 	"os"
@@ -259,7 +260,15 @@ func (s *scene) print(out Output) (lines []string) {
 	}
 	for _, e := range out.Events {
 		line := fmt.Sprintf("event %s %s", kinds[e.Kind], e.Nick)
-		for _, s := range []string{string(e.Role), e.Region, e.Reason, string(e.Data)} {
+		data := ""
+		if e.Kind == Metadata {
+			b, err := json.Marshal(e.Metadata)
+			if err != nil {
+				panic(err)
+			}
+			data = string(b)
+		}
+		for _, s := range []string{string(e.Role), e.Region, e.Reason, data} {
 			if s != "" {
 				line += " " + s
 			}

@@ -10,7 +10,7 @@ import (
 	"plenum/wire/xmpp"
 )
 
-// Answers to a join. The client tells its user by the condition alone (protocol notes, section 3.5).
+// Answers to a join. The client tells its user by the condition alone.
 var (
 	nickTaken     = xmpp.StanzaError{Type: "cancel", Condition: "conflict"}
 	nickChange    = xmpp.StanzaError{Type: "cancel", Condition: "not-allowed", Text: "Nick name changes are not allowed"}
@@ -67,7 +67,7 @@ func (r *Room) onPresence(now time.Time, from Sender, to jid.JID, st *xmpp.Eleme
 	}
 }
 
-// mustWait holds every join until the focus is in (protocol notes, section 3.3): clients take a room
+// mustWait holds every join until the focus is in: clients take a room
 // without focus for one that has just lost it.
 func (r *Room) mustWait(from Sender) bool {
 	return !r.cfg.Focus.IsZero() && from.JID.Bare() != r.cfg.Focus && !r.focusIsIn()
@@ -104,7 +104,7 @@ func (r *Room) join(now time.Time, from Sender, nick string, st *xmpp.Element) {
 		r.remove(old, departure{})
 	}
 	// 100: the room shows real JIDs, 201: it has just been made. A client never sees 201, because it
-	// would start to configure the room (protocol notes, section 3.7).
+	// would start to configure the room.
 	codes := []string{"100"}
 	if len(r.order) == 0 && from.Service {
 		codes = []string{"201", "100"}
@@ -148,7 +148,7 @@ func (r *Room) admit(from Sender, nick string, join *xmpp.Element) (why xmpp.Sta
 		given := join.Child(nsMUC, "password")
 		right := given != nil && r.password != "" && subtle.ConstantTimeCompare([]byte(given.Text()), []byte(r.password)) == 1
 		switch {
-		case right: // also lets a person past the members' list (protocol notes, section 3.12)
+		case right: // also lets a person past the members' list
 		case r.membersOnly && affiliation == None:
 			return needsMember, false
 		case r.password != "":
@@ -161,7 +161,7 @@ func (r *Room) admit(from Sender, nick string, join *xmpp.Element) (why xmpp.Sta
 	return why, true
 }
 
-// welcome sends what a joiner gets after the presences of the others, in the order that was recorded:
+// welcome sends what a joiner gets after the presences of the others, in Prosody's order:
 // metadata before its own presence, because start-muted and TURN count only then.
 func (r *Room) welcome(o *occupant, codes []string) {
 	r.sendMetadata(o)
@@ -205,7 +205,7 @@ func (r *Room) take(o *occupant, st *xmpp.Element) bool {
 		case c.Is(nsMUC, "x"), c.Is(nsUser, "x"), c.Is(nsOccupantID, "occupant-id"), c.Is(meet.NS, "permissions"):
 			continue // said by the room alone
 		case c.Name == "identity":
-			continue // said by the server alone (protocol notes, section 3.9)
+			continue // said by the server alone, from a token
 		case c.Name == "jitsi_participant_region" && region != "":
 			continue // the edge knows better
 		}
@@ -284,7 +284,7 @@ func (r *Room) remove(o *occupant, d departure) {
 
 	bye := func(actor *xmpp.Element, codes ...string) *Stanza {
 		p := xmpp.New("", "presence", "from", r.occupantAddress(o.nick), "type", "unavailable")
-		if d.st != nil { // what clients read of it (protocol notes, section 3.5)
+		if d.st != nil { // what clients read of it
 			p.Add(d.st.Child("", "status"), d.st.ChildNamed("ignore"))
 		}
 		item := xmpp.New(nsUser, "item", "affiliation", string(o.affiliation), "role", "none", "jid", o.JID.String())

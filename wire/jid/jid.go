@@ -141,6 +141,22 @@ func (j JID) IsBare() bool { return j.s != "" && int(j.bare) == len(j.s) }
 // String returns the canonical form.
 func (j JID) String() string { return j.s }
 
+// MarshalText returns the canonical form; that of no address is empty.
+func (j JID) MarshalText() ([]byte, error) { return []byte(j.s), nil }
+
+// UnmarshalText is Parse; empty text is no address.
+func (j *JID) UnmarshalText(b []byte) error {
+	if len(b) == 0 {
+		*j = JID{}
+		return nil
+	}
+	parsed, err := Parse(string(b))
+	if err == nil {
+		*j = parsed
+	}
+	return err
+}
+
 // canonicalLocal applies UsernameCaseMapped without the characters that RFC 7622, 3.3.1 forbids.
 func canonicalLocal(s string) (string, error) {
 	if len(s) > maxPart {

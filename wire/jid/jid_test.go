@@ -1,7 +1,9 @@
 package jid
 
 import (
+	"encoding/json"
 	"errors"
+	"reflect"
 	"strings"
 	"testing"
 )
@@ -68,6 +70,25 @@ func TestCanonicalCostsNothing(t *testing.T) {
 	j := MustParse(in)
 	if n := testing.AllocsPerRun(100, func() { _ = j.Bare().String() + ""; _ = j.Domain(); _ = j.Resource() }); n != 0 {
 		t.Errorf("parts: %v allocations", n)
+	}
+}
+
+func TestText(t *testing.T) {
+	type doc struct {
+		A, None JID
+		By      map[JID]int
+	}
+	want := doc{A: MustParse("Room@muc.x/a"), By: map[JID]int{MustParse("b@x"): 1}}
+	text, err := json.Marshal(want)
+	if err != nil || string(text) != `{"A":"room@muc.x/a","None":"","By":{"b@x":1}}` {
+		t.Fatalf("%s, %v", text, err)
+	}
+	var got doc
+	if err := json.Unmarshal(text, &got); err != nil || !reflect.DeepEqual(got, want) {
+		t.Fatalf("%+v, %v", got, err)
+	}
+	if err := json.Unmarshal([]byte(`{"A":"@"}`), &got); !errors.Is(err, ErrInvalid) || got.A != want.A {
+		t.Errorf("%v, left %q", err, got.A)
 	}
 }
 

@@ -4,16 +4,14 @@ import (
 	"fmt"
 	"strconv"
 
+	"plenum/wire/meet"
 	"plenum/wire/xmpp"
 )
 
 // Namespaces of Jitsi's extensions of a session.
 const (
-	NSFocus      = "http://jitsi.org/protocol/focus" // bridge-session, ice-state
-	NSJitMeet    = "http://jitsi.org/jitmeet"        // json-message
-	NSStartMuted = "http://jitsi.org/jitmeet/start-muted"
-	NSColibri2   = "jitsi:colibri2" // initial-last-n
-	NSTrace      = "jitsi:opentelemetry"
+	NSColibri2 = "jitsi:colibri2" // initial-last-n
+	NSTrace    = "jitsi:opentelemetry"
 )
 
 // Actions of a session that clients and the focus use.
@@ -39,14 +37,14 @@ const (
 // A Session is one <jingle/>: what the focus offers, and what a client answers and reports.
 type Session struct {
 	Action, SID string
-	// Initiator and Responder are JIDs as text: nobody verifies them (protocol notes 4.1).
+	// Initiator and Responder are JIDs as text: nobody verifies them.
 	Initiator, Responder string
 
 	Contents   []Content
 	Bundle     []string // content names of the BUNDLE group
 	Reason     *Reason
 	Bridge     *BridgeSession
-	StartMuted *StartMuted
+	StartMuted *meet.StartMuted
 	ICEState   string            // of session-info, "failed"
 	Sources    []EndpointSources // of json-message
 	// Trace is <traceparent/>, which a client copies from the offer into its answer. It is not interpreted.
@@ -88,9 +86,6 @@ type BridgeSession struct {
 	Restart, ICERestart bool
 }
 
-// StartMuted asks a client to join muted.
-type StartMuted struct{ Audio, Video bool }
-
 // Parse reads <jingle/>. Unknown children and contents' unknown parts are left out.
 func Parse(e *xmpp.Element) (Session, error) {
 	if !e.Is(NS, "jingle") {
@@ -119,13 +114,14 @@ func Parse(e *xmpp.Element) (Session, error) {
 			}
 		case x.Is(NS, "reason"):
 			s.Reason = parseReason(x)
-		case x.Is(NSFocus, "bridge-session"):
+		case x.Is(meet.NSFocus, "bridge-session"):
 			s.Bridge = &BridgeSession{x.Attr("id"), x.Attr("region"), x.Attr("restart") == "true", x.Attr("ice-restart") == "true"}
-		case x.Is(NSFocus, "ice-state"):
+		case x.Is(meet.NSFocus, "ice-state"):
 			s.ICEState = x.Text()
-		case x.Is(NSStartMuted, "startmuted"):
-			s.StartMuted = &StartMuted{x.Attr("audio") == "true", x.Attr("video") == "true"}
-		case x.Is(NSJitMeet, "json-message"):
+		case x.Is(meet.NSStartMuted, "startmuted"):
+			m, _ := meet.ParseStartMuted(x) // it is one
+			s.StartMuted = &m
+		case x.Is(meet.NS, "json-message"):
 			s.Sources, err = ParseSources([]byte(x.Text()))
 		case x.Is(NSTrace, "traceparent"):
 			s.Trace = x
@@ -151,17 +147,17 @@ func (s Session) Element() *xmpp.Element {
 		}
 		e.Add(g)
 	}
-	if m := s.StartMuted; m != nil {
-		e.Add(xmpp.New(NSStartMuted, "startmuted", "audio", strconv.FormatBool(m.Audio), "video", strconv.FormatBool(m.Video)))
+	if s.StartMuted != nil {
+		e.Add(s.StartMuted.Element())
 	}
 	if b := s.Bridge; b != nil {
-		e.Add(xmpp.New(NSFocus, "bridge-session", "id", b.ID, "region", b.Region, "restart", yes(b.Restart), "ice-restart", yes(b.ICERestart)))
+		e.Add(xmpp.New(meet.NSFocus, "bridge-session", "id", b.ID, "region", b.Region, "restart", yes(b.Restart), "ice-restart", yes(b.ICERestart)))
 	}
 	if s.ICEState != "" {
-		e.Add(xmpp.New(NSFocus, "ice-state").AddText(s.ICEState))
+		e.Add(xmpp.New(meet.NSFocus, "ice-state").AddText(s.ICEState))
 	}
 	if len(s.Sources) > 0 {
-		e.Add(xmpp.New(NSJitMeet, "json-message").AddText(string(AppendSources(nil, s.Sources))))
+		e.Add(xmpp.New(meet.NS, "json-message").AddText(string(AppendSources(nil, s.Sources))))
 	}
 	return e.Add(s.Trace)
 }

@@ -154,11 +154,14 @@ func TestConferenceJSON(t *testing.T) {
 }
 
 func TestMetadata(t *testing.T) {
-	want := RoomMetadata{"startMuted": json.RawMessage(`{"audio":true,"video":false}`), "title": json.RawMessage(`"a<b>&'c"`)}
+	want := RoomMetadata{"startMuted": json.RawMessage(`{"audio":true,"video":false}`), "title": json.RawMessage(`"a\u003cb\u003e\u0026'c"`)}
 	e := parse(t, want.Message("r@c").Element().String())
 	m, err := ParseJSONMessage(e)
 	if err != nil || m.Type() != "room_metadata" || m.Room != "r@c" {
 		t.Fatalf("%+v, %v", m, err)
+	}
+	if text := m.Element().Text(); strings.ContainsAny(text, "<>&") {
+		t.Errorf("a client that undoes HTML's escapes may read something else: %s", text)
 	}
 	if got, err := ParseRoomMetadata(m); err != nil || !cmp.Equal(got, want) {
 		t.Errorf("%s, %v", got, err)

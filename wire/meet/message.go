@@ -1,6 +1,7 @@
 package meet
 
 import (
+	"bytes"
 	"encoding/json"
 
 	"plenum/wire/xmpp"
@@ -24,9 +25,12 @@ func ParseJSONMessage(e *xmpp.Element) (JSONMessage, error) {
 	return JSONMessage{e.Attr("room"), json.RawMessage(text)}, nil
 }
 
-// Element returns <json-message/>.
+// Element returns <json-message/>. Clients undo HTML's escapes before they parse the JSON, so <, > and & are
+// written as JSON's own: text that reads like an escape stays what it is.
 func (m JSONMessage) Element() *xmpp.Element {
-	return xmpp.New(NS, "json-message", "room", m.Room).AddText(string(m.Data))
+	var b bytes.Buffer
+	json.HTMLEscape(&b, m.Data)
+	return xmpp.New(NS, "json-message", "room", m.Room).AddText(b.String())
 }
 
 // Type returns the member "type", or the empty string.

@@ -196,7 +196,7 @@ func (e *Element) String() string { return string(e.Append(nil)) }
 
 // Append writes e as a top-level element: the root always carries a literal xmlns, and so does every
 // element that is not in jabber:client or whose parent is not. The real client selects children by a
-// literal xmlns attribute (protocol notes, rule 0.1), so namespaces are never inherited or prefixed;
+// literal xmlns attribute, so namespaces are never inherited or prefixed;
 // stream features and errors are the exception, as every client expects them with the stream prefix.
 func (e *Element) Append(dst []byte) []byte { return e.append(dst, "") }
 
