@@ -455,8 +455,14 @@ func TestDataChannel(t *testing.T) {
 		t.Errorf("%s", m)
 	}
 	eventually(t, "the transport counts as connected", func() bool { return e.connected.Load() && e.heard.Load() != 0 })
-	if answer := mustModify(t, b, modify+`meeting-id='m1'><endpoint id='aaaa1111'><transport ice-restart='true'/></endpoint></conference-modify>`); answer.Endpoints[0].Transport != nil {
-		t.Error("a restart is answered with the transport that is in use")
+	before := e.peer.describe()
+	answer := mustModify(t, b, modify+`meeting-id='m1'><endpoint id='aaaa1111'><transport ice-restart='true'/></endpoint></conference-modify>`)
+	if tr := answer.Endpoints[0].Transport; tr == nil || tr.ICE.Ufrag == before.Ufrag || tr.ICE.Generation != 1 || tr.ICE.Fingerprints[0].Setup != "passive" {
+		t.Errorf("a restart is answered with %+v", tr)
+	}
+	c.channel.SendText(`{"colibriClass":"EndpointMessage","to":"bbbb2222","x":3}`)
+	if m := bob.want("EndpointMessage"); m != `{"colibriClass":"EndpointMessage","to":"bbbb2222","from":"aaaa1111","x":3}` {
+		t.Errorf("%s", m)
 	}
 }
 

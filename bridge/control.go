@@ -548,10 +548,18 @@ func (e *member) do(f func(x *conference.Endpoint, now time.Time)) bool {
 
 // describe returns the transport of an answer.
 func (e *member) describe(req colibri.Endpoint) *colibri.Transport {
-	if !req.Create && e.connected.Load() {
-		return nil // a restart is refused; the focus re-invites
+	d := e.peer.describe()
+	if m := e.live.b.metrics; !req.Create && e.connected.Load() {
+		var err error
+		if d, err = e.peer.restartICE(); err != nil {
+			e.live.log.Warn("no ice restart", "endpoint", e.id, "err", err)
+			return nil // refused; the focus re-invites
+		}
+		m.iceRestarts.Add(1)
+	} else if !req.Create {
+		m.iceRestartsEarly.Add(1) // what there is, is as good as new
 	}
-	ice := transportOf(e.peer.describe())
+	ice := transportOf(d)
 	if base := e.live.b.channelURL(); base != "" {
 		ice.WebSockets = []string{base + "/colibri-ws/" + e.live.b.cfg.RelayID + "/" + e.live.channel + "/" + url.PathEscape(e.id) + "?pwd=" + e.secret}
 	}
@@ -598,7 +606,7 @@ func (e *member) stateChanged(s transport.State, err error) {
 // transportOf is our side of a transport as signaling names it.
 func transportOf(d description) jingle.Transport {
 	t := jingle.Transport{
-		Ufrag: d.Ufrag, Pwd: d.Pwd, RTCPMux: true,
+		Ufrag: d.Ufrag, Pwd: d.Pwd, Generation: d.Generation, RTCPMux: true,
 		Fingerprints: []jingle.Fingerprint{{Hash: d.Fingerprint.Hash, Setup: d.Setup, Value: d.Fingerprint.Value}},
 	}
 	for i, c := range d.Candidates {
@@ -616,7 +624,7 @@ func transportOf(d description) jingle.Transport {
 
 // remoteOf is the other side's. Candidates that are not UDP over IP are left out: its own checks tell as much.
 func remoteOf(t jingle.Transport) remote {
-	r := remote{Ufrag: t.Ufrag, Pwd: t.Pwd}
+	r := remote{Ufrag: t.Ufrag, Pwd: t.Pwd, Generation: t.Generation}
 	for _, f := range t.Fingerprints {
 		r.Fingerprints = append(r.Fingerprints, transport.Fingerprint{Hash: f.Hash, Value: f.Value})
 		r.Setup = f.Setup

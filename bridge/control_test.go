@@ -212,6 +212,38 @@ func TestAnswerToCreate(t *testing.T) {
 	}
 }
 
+func TestRestartICE(t *testing.T) {
+	b := start(t, nil)
+	mustModify(t, b, modify+`meeting-id='m1' create='true'/>`)
+	first := mustModify(t, b, modify+`meeting-id='m1'>`+newEndpoint("aaaa1111")+`</conference-modify>`).Endpoints[0].Transport.ICE
+	restart := func() *colibri.Transport {
+		return mustModify(t, b, modify+`meeting-id='m1'><endpoint id='aaaa1111'><transport ice-restart='true'/></endpoint></conference-modify>`).Endpoints[0].Transport
+	}
+	early := restart()
+	if early == nil || early.SCTP != nil || early.ICE.Ufrag != first.Ufrag || early.ICE.Pwd != first.Pwd || early.ICE.Generation != 0 || early.ICE.Fingerprints[0].Setup != "actpass" {
+		t.Errorf("before ICE is up: %+v", early)
+	}
+	mustModify(t, b, modify+`meeting-id='m1'><endpoint id='aaaa1111'><transport><transport xmlns='urn:xmpp:jingle:transports:ice-udp:1' ufrag='Yq3s' pwd='abcdefghijklmnopqrstuv'><rtcp-mux/>`+
+		`<fingerprint xmlns='urn:xmpp:jingle:apps:dtls:0' hash='sha-256' setup='active'>`+first.Fingerprints[0].Value+`</fingerprint></transport></transport></endpoint></conference-modify>`)
+	l := b.control.conferences()[0]
+	l.endpoint("aaaa1111").connected.Store(true)
+	inCore(t, l.core, func() {})
+	used := map[string]bool{first.Ufrag: true, first.Pwd: true}
+	for n := 1; n < 4; n++ {
+		a := restart()
+		if a == nil || a.SCTP != nil || a.ICE.Generation != n || used[a.ICE.Ufrag] || used[a.ICE.Pwd] || a.ICE.Fingerprints[0].Setup != "passive" || len(a.ICE.Candidates) == 0 {
+			t.Fatalf("restart %d: %+v", n, a)
+		}
+		used[a.ICE.Ufrag], used[a.ICE.Pwd] = true, true
+	}
+	if m := b.metrics; m.iceRestarts.Load() != 3 || m.iceRestartsEarly.Load() != 1 {
+		t.Errorf("counted %d restarts, %d early ones", m.iceRestarts.Load(), m.iceRestartsEarly.Load())
+	}
+	if _, fault := try(t, b, modify+`meeting-id='m1'><endpoint id='nobody'><transport ice-restart='true'/></endpoint></conference-modify>`); fault == nil {
+		t.Error("restarted nobody")
+	}
+}
+
 func TestGracefulShutdownRefuses(t *testing.T) {
 	b := start(t, nil)
 	mustModify(t, b, modify+`meeting-id='m1' create='true'>`+newEndpoint("aaaa1111")+`</conference-modify>`)

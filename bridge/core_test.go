@@ -165,7 +165,12 @@ func (c *client) join(t *testing.T, d description, controlling bool) remote {
 	var once sync.Once
 	c.channel.OnOpen(func() { once.Do(func() { close(c.opened) }) })
 	c.channel.OnMessage(func(m webrtc.DataChannelMessage) { c.message <- string(m.Data) })
+	return c.answer(t, d, controlling)
+}
 
+// answer answers a description of the bridge, the first or that of a restart.
+func (c *client) answer(t *testing.T, d description, controlling bool) remote {
+	t.Helper()
 	var sdp strings.Builder
 	fmt.Fprintf(&sdp, "v=0\r\no=- 1 2 IN IP4 0.0.0.0\r\ns=-\r\nt=0 0\r\na=group:BUNDLE 0 1\r\n")
 	if controlling {
@@ -193,7 +198,7 @@ func (c *client) join(t *testing.T, d description, controlling bool) remote {
 	if err := c.SetLocalDescription(answer); err != nil {
 		t.Fatal(err)
 	}
-	var r remote
+	r := remote{Generation: d.Generation}
 	for line := range strings.Lines(answer.SDP) {
 		line = strings.TrimSpace(line)
 		if v, ok := strings.CutPrefix(line, "a=ice-ufrag:"); ok {
@@ -471,7 +476,7 @@ func TestGarbage(t *testing.T) {
 		b[0] = []byte{0, 1, 20, 22, 63, 128, 144, 191, 200, 255}[i%10]
 		if i%10 == 0 && len(b) > 60 { // a binding request for the peer, with a wrong password
 			copy(b, []byte{0, 1, byte((len(b) - 20) >> 8), byte(len(b) - 20), 0x21, 0x12, 0xa4, 0x42})
-			name := p.ufrag + ":x"
+			name := p.name + ":x"
 			copy(b[20:], []byte{0, 6, 0, byte(len(name))})
 			copy(b[24:], name)
 		}

@@ -48,13 +48,13 @@ type metrics struct {
 	extra    prometheus.Registerer // may be nil
 	started  time.Time
 
-	conferencesCreated, conferencesCompleted, conferenceSeconds   atomic.Int64
-	endpoints, visitors, iceSucceeded, iceFailed, dtlsFailed      atomic.Int64
-	disconnected, reconnected                                     atomic.Int64
-	dataReceived, dataSent, socketReceived, socketSent            atomic.Int64
-	socketClosed, socketBroken                                    atomic.Int64
-	inboundDropped, outboundDropped, malformedMessages            atomic.Int64
-	requests, requestErrors, requestsSlow, panics, xmppDisconnect atomic.Int64
+	conferencesCreated, conferencesCompleted, conferenceSeconds                             atomic.Int64
+	endpoints, visitors, iceSucceeded, iceFailed, iceRestarts, iceRestartsEarly, dtlsFailed atomic.Int64
+	disconnected, reconnected                                                               atomic.Int64
+	dataReceived, dataSent, socketReceived, socketSent                                      atomic.Int64
+	socketClosed, socketBroken                                                              atomic.Int64
+	inboundDropped, outboundDropped, malformedMessages                                      atomic.Int64
+	requests, requestErrors, requestsSlow, panics, xmppDisconnect                           atomic.Int64
 
 	snapshot atomic.Pointer[snapshot]
 
@@ -333,6 +333,8 @@ var published = []metric{
 	counter("total_visitors", "jitsi_jvb_visitors", "Visitor endpoints created.", func(m *metrics, _ *snapshot) int64 { return m.visitors.Load() }),
 	counter("total_ice_succeeded", "jitsi_jvb_ice_succeeded", "Endpoints whose connection was established.", func(m *metrics, _ *snapshot) int64 { return m.iceSucceeded.Load() }),
 	counter("total_ice_failed", "jitsi_jvb_ice_failed", "Endpoints whose connection was never established.", func(m *metrics, _ *snapshot) int64 { return m.iceFailed.Load() }),
+	counter("ice_restarts_started", "jitsi_jvb_ice_restarts_started", "ICE restarts begun.", func(m *metrics, _ *snapshot) int64 { return m.iceRestarts.Load() }),
+	counter("ice_restarts_not_established", "jitsi_jvb_ice_restarts_not_established", "ICE restarts asked for before there was a connection.", func(m *metrics, _ *snapshot) int64 { return m.iceRestartsEarly.Load() }),
 	counter("endpoints_ice_failed", "jitsi_jvb_endpoints_ice_failed", "Endpoints for which ICE failed.", func(m *metrics, _ *snapshot) int64 { return m.iceFailed.Load() }),
 	counter("dtls_failed_endpoints", "jitsi_jvb_endpoints_dtls_failed", "Endpoints with ICE, but without DTLS.", func(m *metrics, _ *snapshot) int64 { return m.dtlsFailed.Load() }),
 	counter("endpoints_disconnected", "jitsi_jvb_endpoints_disconnected", "Endpoints that fell silent.", func(m *metrics, _ *snapshot) int64 { return m.disconnected.Load() }),

@@ -5,8 +5,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"log/slog"
+	"sync"
 	"time"
 
+	"plenum/bridge/ice"
 	"plenum/bridge/packet"
 	"plenum/bridge/transport"
 )
@@ -26,6 +28,7 @@ type remote = transport.Remote
 type description struct {
 	Ufrag, Pwd  string
 	Candidates  []candidate
+	Generation  int // restarts of ICE so far
 	Fingerprint transport.Fingerprint
 	Setup       string // "actpass" until the role is fixed, then that
 }
@@ -58,12 +61,16 @@ type receiver interface {
 // A peer is one client or bridge as the media side sees it: a transport, and the endpoint behind it. It is the
 // endpoint's Leg.
 type peer struct {
-	m     *media
-	core  *core
-	cfg   peerConfig
-	t     *transport.Transport
-	tag   uint32
-	ufrag string
+	m    *media
+	core *core
+	cfg  peerConfig
+	t    *transport.Transport
+	tag  uint32
+	name string // with which all its local ufrags begin
+
+	mu         sync.Mutex // guards what is to be described, which is changed before the core knows
+	local      ice.Credentials
+	generation int
 
 	// The core's goroutine owns what follows.
 	endpoint  receiver
@@ -108,7 +115,8 @@ func (m *media) newPeer(c *core, cfg peerConfig) (*peer, error) {
 		if err != nil {
 			return nil, err
 		}
-		p.ufrag = p.t.Credentials().Ufrag
+		p.local = p.t.Credentials()
+		p.name = p.local.Ufrag
 		if !m.routes.add(p) {
 			continue
 		}
@@ -125,11 +133,33 @@ func (m *media) newPeer(c *core, cfg peerConfig) (*peer, error) {
 
 // describe is what the other side is to be told. Any goroutine may call it.
 func (p *peer) describe() description {
-	c := p.t.Credentials()
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	return description{
-		Ufrag: c.Ufrag, Pwd: c.Pwd, Candidates: p.m.localCandidates(),
+		Ufrag: p.local.Ufrag, Pwd: p.local.Pwd, Generation: p.generation, Candidates: p.m.localCandidates(),
 		Fingerprint: p.t.Fingerprint(), Setup: p.t.Setup(),
 	}
+}
+
+// restartICE begins ICE anew and returns what the other side is to be told. Media goes on over the old path
+// until the other side has answered with setRemote and is found on a new one. Any goroutine may call it.
+func (p *peer) restartICE() (description, error) {
+	p.mu.Lock()
+	generation := p.generation + 1
+	local, err := p.local.Next(generation, nil)
+	if err == nil && !p.do(func(now time.Time) {
+		if !p.closed {
+			p.t.RestartICE(local, now)
+			p.tick(now)
+		}
+	}) {
+		err = errStopped
+	}
+	if err == nil {
+		p.local, p.generation = local, generation
+	}
+	p.mu.Unlock()
+	return p.describe(), err
 }
 
 // setRemote takes what the other side signalled. A description that cannot be used is an error at once.

@@ -17,9 +17,9 @@ type routes struct {
 	seed   maphash.Seed
 	shards [64]shard
 
-	mu      sync.RWMutex
-	byUfrag map[string]*peer
-	byTag   map[uint32]*peer
+	mu     sync.RWMutex
+	byName map[string]*peer
+	byTag  map[uint32]*peer
 }
 
 // A shard holds the paths whose hash falls to it; a change copies it whole.
@@ -29,7 +29,7 @@ type shard struct {
 }
 
 func newRoutes() *routes {
-	return &routes{seed: maphash.MakeSeed(), byUfrag: make(map[string]*peer), byTag: make(map[uint32]*peer)}
+	return &routes{seed: maphash.MakeSeed(), byName: make(map[string]*peer), byTag: make(map[uint32]*peer)}
 }
 
 func (r *routes) shard(p packet.Path) *shard {
@@ -53,25 +53,25 @@ func (r *routes) stun(b []byte) *peer {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	if ufrag != nil {
-		return r.byUfrag[string(ufrag)]
+		return r.byName[string(ufrag[:min(len(ufrag), ice.NameBytes)])]
 	}
 	return r.byTag[tag]
 }
 
-// add makes p known by ufrag and tag; false when either is taken.
+// add makes p known by name and tag; false when either is taken.
 func (r *routes) add(p *peer) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.byUfrag[p.ufrag] != nil || r.byTag[p.tag] != nil {
+	if r.byName[p.name] != nil || r.byTag[p.tag] != nil {
 		return false
 	}
-	r.byUfrag[p.ufrag], r.byTag[p.tag] = p, p
+	r.byName[p.name], r.byTag[p.tag] = p, p
 	return true
 }
 
 func (r *routes) remove(p *peer) {
 	r.mu.Lock()
-	delete(r.byUfrag, p.ufrag)
+	delete(r.byName, p.name)
 	delete(r.byTag, p.tag)
 	r.mu.Unlock()
 	for _, path := range p.paths {
@@ -128,7 +128,7 @@ func (r *routes) size() (paths, peers int) {
 	}
 	r.mu.RLock()
 	defer r.mu.RUnlock()
-	return paths, len(r.byUfrag)
+	return paths, len(r.byName)
 }
 
 const (

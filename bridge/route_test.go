@@ -14,8 +14,8 @@ func pathAt(port uint16) packet.Path {
 
 func TestRoutes(t *testing.T) {
 	r := newRoutes()
-	a, b := &peer{ufrag: "a", tag: 1}, &peer{ufrag: "b", tag: 2}
-	if !r.add(a) || !r.add(b) || r.add(&peer{ufrag: "a", tag: 3}) || r.add(&peer{ufrag: "c", tag: 2}) {
+	a, b := &peer{name: "a", tag: 1}, &peer{name: "b", tag: 2}
+	if !r.add(a) || !r.add(b) || r.add(&peer{name: "a", tag: 3}) || r.add(&peer{name: "c", tag: 2}) {
 		t.Error("names are not unique")
 	}
 	if r.path(pathAt(1)) != nil {

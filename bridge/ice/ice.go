@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"strconv"
 	"time"
 
 	"github.com/pion/stun/v3"
@@ -73,6 +74,10 @@ func (s State) String() string {
 // Credentials of one side (RFC 8445 §5.3).
 type Credentials struct{ Ufrag, Pwd string }
 
+// NameBytes is how many bytes at the beginning of a local ufrag name the agent for good; what follows tells the
+// generations apart.
+const NameBytes = 12
+
 // NewCredentials makes local credentials from r; nil is crypto/rand.
 func NewCredentials(r io.Reader) (Credentials, error) {
 	if r == nil {
@@ -86,7 +91,17 @@ func NewCredentials(r io.Reader) (Credentials, error) {
 	for i := range b {
 		b[i] = alphabet[b[i]&31]
 	}
-	return Credentials{Ufrag: string(b[:12]), Pwd: string(b[12:])}, nil
+	return Credentials{Ufrag: string(b[:NameBytes]), Pwd: string(b[NameBytes:])}, nil
+}
+
+// Next makes the local credentials of a later generation of the agent that c belongs to.
+func (c Credentials) Next(generation int, r io.Reader) (Credentials, error) {
+	next, err := NewCredentials(r)
+	if err != nil {
+		return Credentials{}, err
+	}
+	next.Ufrag = c.Ufrag[:NameBytes] + strconv.Itoa(generation)
+	return next, nil
 }
 
 // A Candidate is a remote candidate as signalled.
@@ -247,8 +262,11 @@ func (a *Agent) Output() []packet.Datagram {
 
 // SetRemote takes the peer's credentials and candidates, of which there may be none. Our checks begin with
 // the next Tick. Called again with the same credentials it only adds candidates; others begin a new exchange
-// for the current generation.
+// for the current generation. Those of before a restart come late and are ignored.
 func (a *Agent) SetRemote(now time.Time, c Credentials, candidates []Candidate) {
+	if a.old != nil && a.old.remote == c {
+		return
+	}
 	if a.cur.remote != c {
 		a.cur.remote = c
 		a.remoteAt = now
@@ -278,11 +296,27 @@ func (a *Agent) addCandidate(c Candidate) {
 }
 
 // Restart begins the next generation with new local credentials (RFC 8445 §9). The selected pair carries on
-// until a pair of the new generation works.
+// until a pair of the new generation works. A restart that is still under way is given up for this one.
 func (a *Agent) Restart(local Credentials) {
 	old := a.cur
-	a.old = &old
+	if a.old == nil {
+		a.old = &old
+	} else {
+		a.keep(a.old.number)
+	}
 	a.cur = generation{number: old.number + 1, local: local}
+}
+
+// keep drops the pairs of all generations but one.
+func (a *Agent) keep(gen int) {
+	kept := a.pairs[:0]
+	for _, p := range a.pairs {
+		if p.gen == gen {
+			kept = append(kept, p)
+		}
+	}
+	clear(a.pairs[len(kept):])
+	a.pairs = kept
 }
 
 // pair finds or makes the pair of a path in a generation; nil when there are too many.
@@ -346,14 +380,7 @@ func (a *Agent) choose(now time.Time, p *pair) {
 	a.state = Connected
 	if a.old != nil && p.gen == a.cur.number {
 		a.old = nil
-		kept := a.pairs[:0]
-		for _, q := range a.pairs {
-			if q.gen == a.cur.number {
-				kept = append(kept, q)
-			}
-		}
-		clear(a.pairs[len(kept):])
-		a.pairs = kept
+		a.keep(a.cur.number)
 	}
 	a.nextConsent = now.Add(a.jitter(consentEvery))
 	if a.controlling {

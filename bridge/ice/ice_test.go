@@ -316,15 +316,33 @@ func TestRestart(t *testing.T) {
 		}
 		a.Restart(c)
 	}
+	before := w.a[0].Responses
 	w.run(10 * time.Second)
-	if w.selected(0) != old || w.a[0].State() != Connected {
+	if w.selected(0) != old || w.a[0].State() != Connected || w.a[0].Responses == before || w.a[0].ConsentMissed != 0 {
 		t.Errorf("%v at %v while the restart is pending", w.a[0].State(), w.selected(0))
+	}
+	// Another one takes its place, and what belongs to the first generation does no harm.
+	stale := w.a[1].old.local
+	for i, a := range w.a {
+		next, err := a.Local().Next(2, newSource(byte(60+i)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if l := a.Local(); next.Ufrag == l.Ufrag || next.Ufrag[:NameBytes] != l.Ufrag[:NameBytes] || next.Pwd == l.Pwd {
+			t.Errorf("%+v after %+v", next, l)
+		}
+		a.Restart(next)
+	}
+	w.a[0].SetRemote(w.now, stale, nil)
+	w.run(10 * time.Second)
+	if w.selected(0) != old || w.a[0].Moves != 0 || w.a[0].ConsentMissed != 0 {
+		t.Errorf("at %v, %d moves, %d consents missed while another restart is pending", w.selected(0), w.a[0].Moves, w.a[0].ConsentMissed)
 	}
 	w.introduce(0)
 	w.introduce(1, w.addr[0][0])
 	w.run(time.Second)
 	for i, a := range w.a {
-		if a.selected == nil || a.selected.gen != 1 || a.old != nil || a.Generation() != 1 {
+		if a.selected == nil || a.selected.gen != 2 || a.old != nil || a.Generation() != 2 {
 			t.Errorf("agent %d has not changed over: %+v", i, a.selected)
 		}
 	}

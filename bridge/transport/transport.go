@@ -52,6 +52,7 @@ var ErrRemote = errors.New("bad transport description")
 // A Remote is what the peer signalled. Parts may come one after the other; empty ones change nothing.
 type Remote struct {
 	Ufrag, Pwd   string
+	Generation   int // of the credentials, where the peer tells it; 0 may be any
 	Candidates   []ice.Candidate
 	Fingerprints []Fingerprint
 	Setup        string // "active": the peer is DTLS client; "passive": we are
@@ -181,6 +182,14 @@ func New(cfg Config) (*Transport, error) {
 // Credentials are our side of ICE.
 func (t *Transport) Credentials() ice.Credentials { return t.agent.Local() }
 
+// RestartICE begins another generation of ICE with new local credentials, made from the old ones. Media goes on
+// over the old path until the peer, told of them, has been found on a new one. Tick comes next.
+func (t *Transport) RestartICE(local ice.Credentials, now time.Time) {
+	t.remote.Ufrag, t.remote.Pwd = "", ""
+	t.agent.Restart(local)
+	t.settle(now)
+}
+
 // Fingerprint is that of our certificate. Any goroutine may call it.
 func (t *Transport) Fingerprint() Fingerprint { return t.cfg.Identity.Fingerprint }
 
@@ -222,6 +231,9 @@ func (t *Transport) SetRemote(r Remote, now time.Time) error {
 			ours = "active"
 		}
 		t.setup.Store(&ours)
+	}
+	if r.Generation != 0 && r.Generation != t.agent.Generation() {
+		r.Ufrag, r.Candidates = "", nil // of a restart that another one has replaced
 	}
 	if r.Ufrag != "" {
 		t.remote.Ufrag, t.remote.Pwd = r.Ufrag, r.Pwd
