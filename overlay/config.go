@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"plenum/overlay/roster"
 )
 
 // A Config is what overlay.json holds. The agent writes the file whole and sends SIGHUP.
@@ -27,6 +29,10 @@ type Config struct {
 
 	// Allow says who may reach what on the control plane. Without a rule nobody reaches anything but probes.
 	Allow []Rule `json:"allow"`
+
+	// Endpoints are hints where hosts may be found on the underlay; the servers' are what a host that joins
+	// begins with.
+	Endpoints map[string]roster.Endpoints `json:"endpoints,omitempty"`
 
 	// Uplink is the rate of the slowest link that both planes leave by, bit/s. Media is held below it, so that
 	// control never waits behind media in somebody else's queue. 0 leaves media alone.

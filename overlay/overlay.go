@@ -64,6 +64,7 @@ type Peer struct {
 	Key        []byte           // WireGuard: the public key in use, 32 bytes
 	Endpoints  []netip.AddrPort // hints where it may be on the underlay, the likeliest first
 	Lighthouse bool             // a server host with a stable address
+	Lost       bool             // not heard of for a while: hints count again
 }
 
 // A Tunnel is the state of the way to one peer.

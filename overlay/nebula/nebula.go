@@ -137,6 +137,17 @@ func (b *backend) Status() ([]overlay.Tunnel, error) {
 	return all, nil
 }
 
+// Validity says when this host's certificate begins and ends.
+func (b *backend) Validity() (from, to time.Time) {
+	if b.control == nil {
+		return
+	}
+	if c := b.control.GetCertByVpnIp(b.device.Address.Addr()); c != nil {
+		return c.NotBefore(), c.NotAfter()
+	}
+	return
+}
+
 // Down implements overlay.Backend.
 func (b *backend) Down() error {
 	if b.control == nil {

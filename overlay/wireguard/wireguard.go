@@ -142,7 +142,7 @@ func (b *backend) SetPeers(peers []overlay.Peer) error {
 			change.ReplaceAllowedIPs, change.AllowedIPs = true, []net.IPNet{host(p.Address)}
 		}
 		next := k.endpoint
-		if len(p.Endpoints) > 0 && !established[key] {
+		if len(p.Endpoints) > 0 && (p.Lost || !established[key]) {
 			next = p.Endpoints[0]
 		}
 		if next != k.endpoint || !ok && next.IsValid() {
