@@ -281,7 +281,8 @@ func (a *actor) bridgeEvent(now time.Time, e muc.Event) {
 		return // no bridge, or one that has just come and says nothing yet
 	}
 	if a.hall.cfg.Fleet.Observe(now, bridge, stats) {
-		a.log.Info("bridge usable", "bridge", e.Nick, "region", stats.Value("region"), "version", stats.Value("version"))
+		a.log.Info("bridge changed", "bridge", e.Nick, "region", stats.Value("region"), "version", stats.Value("version"),
+			"shutting_down", stats.Value("shutting_down"), "healthy", stats.Value("healthy"))
 		a.hall.tellAll(focus.BridgesChanged{})
 	}
 }

@@ -121,9 +121,9 @@ type entry struct {
 // New returns an empty fleet.
 func New() *Fleet { return &Fleet{bridges: map[jid.JID]*entry{}} }
 
-// Observe takes the stats of a bridge's presence in the brewery. It reports whether a bridge became
-// usable that was not, so that conferences without a bridge can be told.
-func (f *Fleet) Observe(now time.Time, bridge jid.JID, stats colibri.Stats) (appeared bool) {
+// Observe takes the stats of a bridge's presence in the brewery. It reports whether the bridge became usable
+// or stopped being so, either of which conferences have to be told.
+func (f *Fleet) Observe(now time.Time, bridge jid.JID, stats colibri.Stats) (changed bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	e := f.bridges[bridge]
@@ -133,7 +133,24 @@ func (f *Fleet) Observe(now time.Time, bridge jid.JID, stats colibri.Stats) (app
 		f.bridges[bridge] = e
 	}
 	e.observe(stats)
-	return !was && e.usable(now)
+	return was != e.usable(now)
+}
+
+// Leave reports whether conferences on a bridge should move away: it is shutting down or unhealthy, and
+// there is another one to go to.
+func (f *Fleet) Leave(now time.Time, bridge jid.JID) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	e := f.bridges[bridge]
+	if e == nil || !e.ShuttingDown && !e.unhealthy {
+		return false
+	}
+	for other, o := range f.bridges {
+		if other != bridge && o.usable(now) {
+			return true
+		}
+	}
+	return false
 }
 
 // Lost forgets a bridge. It reports whether it was known.

@@ -105,8 +105,13 @@ func TestFleet(t *testing.T) {
 		t.Errorf("a minute later: %s", c)
 	}
 	// Unhealthy ones and those that shut down are left out until they say otherwise.
-	f.Observe(now, at("x"), stats("stress_level", "0.1", "healthy", "false"))
-	if c := chosen(); c != "y" {
+	if f.Leave(now, at("x")) || f.Leave(now, at("nobody")) {
+		t.Error("nothing is wrong with it")
+	}
+	if !f.Observe(now, at("x"), stats("stress_level", "0.1", "healthy", "false")) {
+		t.Error("an unhealthy bridge is not reported")
+	}
+	if c := chosen(); c != "y" || !f.Leave(now, at("x")) {
 		t.Errorf("unhealthy: %s", c)
 	}
 	if !f.Observe(now, at("x"), stats("stress_level", "0.1", "healthy", "true")) {
@@ -120,6 +125,9 @@ func TestFleet(t *testing.T) {
 	f.Observe(now, at("x"), stats("stress_level", "junk", "shutting_down", "true"))
 	if b := f.Bridges(now)[0]; !b.ShuttingDown || b.Stress < 0.1 {
 		t.Errorf("%+v", b)
+	}
+	if f.Leave(now, at("x")) { // y takes nothing new
+		t.Error("left although there is nowhere to go")
 	}
 	if !f.Lost(at("x")) || f.Lost(at("x")) || len(f.Bridges(now)) != 1 {
 		t.Error("lost once")

@@ -130,6 +130,11 @@ func (c *Conference) Step(now time.Time, ev Event) []Action {
 	case BridgeLost:
 		c.bridgeLost(now, ev.Bridge)
 	case BridgesChanged: // somebody may be waiting for one
+		for _, b := range slices.Clone(c.bridges) {
+			if c.cfg.Fleet.Leave(now, b.jid) {
+				c.abandon(b, true)
+			}
+		}
 	case TimerFired:
 		c.timerFired(now, ev.Key)
 	}

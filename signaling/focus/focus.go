@@ -66,11 +66,13 @@ type Config struct {
 // DefaultVideoCodecs are offered when Config names none. Not to be modified.
 var DefaultVideoCodecs = []string{"VP8"}
 
-// A Fleet is what a conference asks of the bridges' registry; *fleet.Fleet is one. Both methods are
+// A Fleet is what a conference asks of the bridges' registry; *fleet.Fleet is one. Its methods are
 // called during Step and must not block.
 type Fleet interface {
 	// Select returns the bridge for one more endpoint and counts it as placed there. It reports false when there is none.
 	Select(now time.Time, r fleet.Request) (fleet.Choice, bool)
+	// Leave reports whether a conference should move away from a bridge, and can.
+	Leave(now time.Time, bridge jid.JID) bool
 	// Failed keeps a bridge out of the choice for a while; graceful means that it refused because it is shutting down.
 	Failed(now time.Time, bridge jid.JID, graceful bool)
 }
@@ -122,7 +124,7 @@ type (
 	}
 	// BridgeLost: a bridge left the brewery or was found dead. No BridgeAnswer needs to follow for its requests.
 	BridgeLost struct{ Bridge jid.JID }
-	// BridgesChanged: a bridge appeared, or one became usable again.
+	// BridgesChanged: a bridge appeared, became usable again, or is no longer to be used.
 	BridgesChanged struct{}
 	// TimerFired: a timer set by SetTimer ran out.
 	TimerFired struct{ Key string }

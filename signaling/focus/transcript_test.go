@@ -103,7 +103,10 @@ type world struct {
 }
 
 // bridgesFake is a fleet in which the order of arrival decides.
-type bridgesFake struct{ all []fleet.Choice }
+type bridgesFake struct {
+	all     []fleet.Choice
+	closing jid.JID // shuts down; it is not in all
+}
 
 func (f *bridgesFake) Select(_ time.Time, r fleet.Request) (fleet.Choice, bool) {
 	for _, c := range f.all {
@@ -118,6 +121,8 @@ func (f *bridgesFake) Select(_ time.Time, r fleet.Request) (fleet.Choice, bool) 
 	}
 	return f.all[0], true
 }
+
+func (f *bridgesFake) Leave(_ time.Time, b jid.JID) bool { return b == f.closing && len(f.all) > 0 }
 
 func (f *bridgesFake) Failed(_ time.Time, b jid.JID, _ bool) { f.remove(b) }
 
@@ -324,6 +329,10 @@ func (w *world) do(verb string, args []string) []string {
 		return w.step(BridgeLost{brewery(arg(0))})
 	case "appears":
 		w.bridges.all = append(w.bridges.all, fleet.Choice{Bridge: brewery(arg(0)), Region: value("region", "")})
+		return w.step(BridgesChanged{})
+	case "closing":
+		w.bridges.closing = brewery(arg(0))
+		w.bridges.remove(w.bridges.closing)
 		return w.step(BridgesChanged{})
 	case "timer": // KEY: one that fires although nobody waits for it
 		return w.step(TimerFired{arg(0)})
