@@ -125,8 +125,8 @@ func (srv *Server) abandon(e *entrant) {
 	srv.wg.Done()
 }
 
-// ServeHTTP takes a WebSocket and returns when its goroutine has given its session away: the session has
-// ended or another socket has resumed it.
+// ServeHTTP takes a WebSocket. It does not wait for its end: a request with all that belongs to it would
+// cost an idle session more than the session itself.
 func (srv *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	id := srv.identity(r)
 	if !strings.Contains(strings.ToLower(r.Header.Get("Sec-WebSocket-Protocol")), "xmpp") {
@@ -146,9 +146,9 @@ func (srv *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	sock := newWSSocket(ws, srv.cfg.StanzaBytes)
 	c := newConn(srv, sock)
-	c.id, c.previd = id, r.URL.Query().Get("previd")
+	c.id, c.previd = id, clip(r.URL.Query().Get("previd"))
 	sock.heard = func() { c.heard.Store(time.Now().UnixNano()) }
-	srv.serve(c, place)
+	go srv.serve(c, place)
 }
 
 // identity takes what a request says about its sender. Region and address come from headers only when an
@@ -187,7 +187,8 @@ func (srv *Server) edge(a netip.Addr) bool {
 	return false
 }
 
-func clip(s string) string { return s[:min(len(s), 1023)] }
+// clip returns a copy of s, so that nothing keeps the request that it came with.
+func clip(s string) string { return strings.Clone(s[:min(len(s), 1023)]) }
 
 func allowAll(*http.Request) bool { return true }
 
@@ -269,8 +270,7 @@ func (s *Session) own(c *conn) {
 	}
 	s.wakeLocked()
 	s.mu.Unlock()
-	var writer sync.WaitGroup
-	writer.Go(func() { s.write(c) })
+	watch := s.watch(c)
 	if s.taken {
 		s.srv.cfg.Handler.Resumed(s)
 	}
@@ -290,8 +290,10 @@ func (s *Session) own(c *conn) {
 	default:
 		c.kill() // dead, or killed by whoever ends the session or takes it over
 	}
+	c.closed = true
 	s.mu.Unlock()
-	writer.Wait()
+	watch.Stop()
+	c.writers.Wait()
 
 	s.mu.Lock()
 	s.conn = nil

@@ -5,8 +5,8 @@
 //
 //	          socket 1            socket 2 (resumption)
 //	         ┌────────┐          ┌────────┐
-//	reader ──┤ conn   │  writer  │ conn   │     one goroutine reads, one writes; the reader's owns the
-//	         └───┬────┘    ▲     └───┬────┘     session and hands it on when a new socket resumes it
+//	reader ──┤ conn   │  writer  │ conn   │     one goroutine reads, for a burst one writes; the reader's owns
+//	         └───┬────┘    ▲     └───┬────┘     the session and hands it on when a new socket resumes it
 //	    Handler  │         │ queue   │
 //	             ▼         │         ▼
 //	         Session ──────┴───────────────     outlives a dead socket for Config.Hibernation
@@ -231,11 +231,5 @@ func (s *Session) endLocked(condition, reason string) {
 	}
 	if s.owner != nil {
 		s.owner.call()
-	}
-}
-
-func (s *Session) wakeLocked() {
-	if s.conn != nil {
-		s.conn.wakeWriter()
 	}
 }

@@ -57,7 +57,7 @@ func appendStreamError(dst []byte, condition string) []byte {
 	return xmpp.New(xmpp.NSStream, "error").Add(xmpp.New(xmpp.NSStreams, condition)).Append(dst)
 }
 
-// A conn is one socket with what its two goroutines share.
+// A conn is one socket with what its reader and its writer share.
 type conn struct {
 	srv    *Server
 	sock   socket
@@ -66,20 +66,23 @@ type conn struct {
 	bucket bucket   // reader's
 
 	heard  atomic.Int64  // when something last arrived, in nanoseconds
-	wake   chan struct{} // there is something to write, or to look at
 	called chan struct{} // the owner has something to look at
 	dead   chan struct{} // closed by kill
 	once   sync.Once
 	left   chan struct{} // closed when the owning goroutine has given its session away
+
+	// guarded by the lock of the session that has it
+	writing bool           // there is a writer
+	closed  bool           // there will be no more
+	writers sync.WaitGroup // it, until it has ended
 }
 
 func newConn(srv *Server, sock socket) *conn {
 	return &conn{srv: srv, sock: sock,
-		wake: make(chan struct{}, 1), called: make(chan struct{}, 1),
-		dead: make(chan struct{}), left: make(chan struct{})}
+		called: make(chan struct{}, 1), dead: make(chan struct{}), left: make(chan struct{})}
 }
 
-// kill closes the socket; both goroutines notice.
+// kill closes the socket; reader and writer notice.
 func (c *conn) kill() {
 	c.once.Do(func() {
 		close(c.dead)
@@ -90,14 +93,10 @@ func (c *conn) kill() {
 // hurry gives the peer a second to take the last bytes.
 func (c *conn) hurry() { c.sock.net().SetWriteDeadline(time.Now().Add(time.Second)) }
 
-func (c *conn) wakeWriter() { signal(c.wake) }
-
 // call makes the goroutine that owns a hibernating session look at it.
-func (c *conn) call() { signal(c.called) }
-
-func signal(ch chan struct{}) {
+func (c *conn) call() {
 	select {
-	case ch <- struct{}{}:
+	case c.called <- struct{}{}:
 	default:
 	}
 }
@@ -135,53 +134,72 @@ func (c *conn) say(elements ...[]byte) error {
 // batches are the buffers that writers gather in; idle sessions hold none.
 var batches = sync.Pool{New: func() any { b := make([]byte, 0, 4<<10); return &b }}
 
-// write is the writer of s on c. It ends when c is dead, and kills c when the peer does not take what it
-// is given or has been silent for too long.
+// wakeLocked makes sure that what waits will be written. A writer lives for one burst: a session with
+// nothing to say has no goroutine for it, and everything that is queued by the time that the writer runs
+// goes out in one write.
+func (s *Session) wakeLocked() {
+	c := s.conn
+	if c == nil || c.writing || c.closed {
+		return
+	}
+	c.writing = true
+	c.writers.Add(1)
+	go s.write(c)
+}
+
+// write is the writer of s on c. It ends when there is nothing more to write, and kills c when the peer
+// does not take what it is given, or after the last bytes.
 func (s *Session) write(c *conn) {
-	defer c.kill()
-	silence := s.srv.cfg.Silence
-	probe := time.NewTimer(silence)
-	defer probe.Stop()
-	for {
-		select {
-		case <-c.dead:
-			return
-		case <-probe.C:
-			quiet := time.Since(time.Unix(0, c.heard.Load()))
-			if quiet >= 2*silence {
-				return
-			}
-			if quiet < silence {
-				probe.Reset(silence - quiet)
-				continue
-			}
-			s.mu.Lock()
-			s.out.probe = true
-			s.mu.Unlock()
-			probe.Reset(2*silence - quiet)
-		case <-c.wake:
+	defer c.writers.Done()
+	buf := batches.Get().(*[]byte)
+	defer func() {
+		if cap(*buf) <= 2*batchBytes {
+			batches.Put(buf)
 		}
-		for more := true; more; {
-			buf := batches.Get().(*[]byte)
-			s.mu.Lock()
-			b, last := s.out.take((*buf)[:0], c.sock, s.in)
-			more = !s.out.idle()
-			if !s.out.finished { // otherwise see hurry
-				c.sock.net().SetWriteDeadline(time.Now().Add(s.srv.cfg.WriteTimeout))
-			}
+	}()
+	for {
+		s.mu.Lock()
+		if s.out.idle() {
+			c.writing = false
 			s.mu.Unlock()
-			if len(b) > 0 {
-				if err := c.sock.write(b); err != nil {
-					return
-				}
-			}
-			if cap(b) <= 2*batchBytes {
-				*buf = b
-				batches.Put(buf)
-			}
-			if last {
-				return
-			}
+			return
+		}
+		b, last := s.out.take((*buf)[:0], c.sock, s.in)
+		*buf = b
+		if !s.out.finished { // otherwise see hurry
+			c.sock.net().SetWriteDeadline(time.Now().Add(s.srv.cfg.WriteTimeout))
+		}
+		s.mu.Unlock()
+		if err := c.sock.write(b); err != nil || last {
+			c.kill() // writing stays: nothing can follow
+			return
 		}
 	}
+}
+
+// watch asks the peer on c for a sign of life whenever it has been silent for a while, and kills c when
+// there was none for twice that time. It runs until the timer that it returns is stopped.
+func (s *Session) watch(c *conn) *time.Timer {
+	silence := s.srv.cfg.Silence
+	var t *time.Timer
+	look := func() {
+		quiet := time.Since(time.Unix(0, c.heard.Load()))
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		switch {
+		case c.closed:
+		case quiet >= 2*silence:
+			c.kill()
+		case quiet >= silence:
+			s.out.probe = true
+			s.wakeLocked()
+			t.Reset(2*silence - quiet)
+		default:
+			t.Reset(silence - quiet)
+		}
+	}
+	s.mu.Lock() // look must find t
+	defer s.mu.Unlock()
+	t = time.AfterFunc(silence, look)
+	return t
 }

@@ -146,6 +146,7 @@ func (s *wsSocket) startTLS() error { panic("session: STARTTLS on a WebSocket") 
 // upgrader selects the subprotocol; any page may connect, since nothing here goes by cookies.
 var upgrader = websocket.Upgrader{
 	HandshakeTimeout: 10 * time.Second,
+	ReadBufferSize:   512, // held as long as the socket; larger messages are read past it
 	Subprotocols:     []string{"xmpp"},
 	WriteBufferPool:  new(sync.Pool),
 	CheckOrigin:      allowAll,
