@@ -60,6 +60,7 @@ type request struct {
 type shown struct {
 	sent, hadOne, noBridge bool
 	bridges                int
+	audioFull, videoFull   bool
 }
 
 // A participant is an occupant as far as media goes.
@@ -71,6 +72,7 @@ type participant struct {
 	uninvited          bool
 	restarts, iceTries limiter
 	restartCount       int
+	audioOn, videoOn   int // unmuted sources, counted where there is a limit
 }
 
 // New makes a conference that nobody has joined yet.
@@ -153,6 +155,7 @@ func (c *Conference) join(now time.Time, o Occupant) {
 	c.remove(o.Nick) // a nick has one occupant, whatever was missed
 	p := &participant{Occupant: o, uninvited: o.Nick == bridgeOwner}
 	c.participants = append(c.participants, p)
+	c.countSenders(p)
 	c.cancelTimer(timerEmpty)
 	c.electOwner()
 	c.learnFeatures(now, p)
@@ -161,6 +164,7 @@ func (c *Conference) join(now time.Time, o Occupant) {
 func (c *Conference) change(now time.Time, o Occupant) {
 	if p := c.participant(o.Nick); p != nil {
 		p.Occupant = o
+		c.countSenders(p)
 	}
 }
 
@@ -307,7 +311,8 @@ func (c *Conference) expectNothing(from any) {
 // show updates the focus's presence when it has changed.
 func (c *Conference) show() {
 	c.hadOne = c.hadOne || len(c.bridges) > 0
-	if s := (shown{true, c.hadOne, c.noBridge, len(c.bridges)}); s != c.shown {
+	audio, video := c.full()
+	if s := (shown{true, c.hadOne, c.noBridge, len(c.bridges), audio, video}); s != c.shown {
 		c.shown = s
 		c.do(SetPresence{c.presence()})
 	}
@@ -317,6 +322,12 @@ func (c *Conference) presence() []*xmpp.Element {
 	properties := []meet.Property{{Name: "support-terminate-restart", Value: "true"}}
 	if c.hadOne {
 		properties = append(properties, meet.Property{Name: "bridge-count", Value: strconv.Itoa(len(c.bridges))})
+	}
+	if c.cfg.MaxAudioSenders > 0 {
+		properties = append(properties, meet.Property{Name: "audio-limit-reached", Value: strconv.FormatBool(c.shown.audioFull)})
+	}
+	if c.cfg.MaxVideoSenders > 0 {
+		properties = append(properties, meet.Property{Name: "video-limit-reached", Value: strconv.FormatBool(c.shown.videoFull)})
 	}
 	for _, key := range slices.Sorted(maps.Keys(c.cfg.Properties)) {
 		properties = append(properties, meet.Property{Name: key, Value: c.cfg.Properties[key]})

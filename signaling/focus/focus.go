@@ -45,6 +45,10 @@ type Config struct {
 	NoRewriting bool
 	// NoAutoOwner leaves the room without a moderator unless somebody arrives as one.
 	NoAutoOwner bool
+	// MaxAudioSenders and MaxVideoSenders bound how many unmuted sources a conference has of each kind; clients
+	// are told in the focus's presence when no more are taken. Those that send already are left alone, and so
+	// are sources that come with the session. Default no limit.
+	MaxAudioSenders, MaxVideoSenders int
 	// MinParticipants is how many occupants it takes until anybody is invited. Default 2.
 	MinParticipants int
 

@@ -171,6 +171,9 @@ func (c *Conference) changeSources(p *participant, in jingle.Session, accept fun
 	s := p.session
 	var fault *xmpp.StanzaError
 	if in.Action == jingle.SourceAdd {
+		if fault = c.mayAdd(contentSources(in)); fault != nil {
+			return fault
+		}
 		s.sources, fault = c.addSources(p, s.sources, contentSources(in))
 	} else {
 		s.sources, fault = removeSources(s.sources, contentSources(in))

@@ -182,6 +182,8 @@ func (w *world) configure(args []string) {
 			w.bridges.all = append(w.bridges.all, fleet.Choice{Bridge: brewery("jvb2"), Region: "ber"})
 		case "no-auto-owner":
 			w.cfg.NoAutoOwner = true
+		case "one-sender":
+			w.cfg.MaxAudioSenders, w.cfg.MaxVideoSenders = 1, 1
 		case "all-codecs":
 			w.cfg.VideoCodecs = []string{"AV1", "VP8", "H264", "VP9"}
 			w.cfg.OpusRED = true
@@ -221,11 +223,18 @@ func (w *world) do(verb string, args []string) []string {
 	switch verb {
 	case "open":
 		return w.step(Opened{})
-	case "join", "change": // NICK [owner] [hidden] [caps=VER]
+	case "join", "change": // NICK [owner] [hidden] [caps=VER] [on=KIND,KIND: unmuted sources]
 		o := Occupant{Nick: arg(0), JID: jid.MustParse(arg(0) + "@meet.local/r"), Owner: has("owner"), Hidden: has("hidden"), Region: value("region", "")}
 		o.Presence = []*xmpp.Element{xmpp.New("", "stats-id").AddText("Zed-xyz")}
 		if ver := value("caps", "known"); ver != "none" {
 			o.Presence = append(o.Presence, xmpp.New(xmpp.NSCaps, "c", "hash", "sha-1", "node", "https://jitsi.org/jitsi-meet", "ver", ver))
+		}
+		if on := value("on", ""); on != "" {
+			info := meet.SourceInfo{o.Nick + "-a9": {Muted: true}, "other-a0": {}}
+			for _, kind := range strings.Split(on, ",") {
+				info[o.Nick+"-"+kind] = meet.SourceState{}
+			}
+			o.Presence = append(o.Presence, info.Element())
 		}
 		if verb == "change" {
 			return w.step(Changed{o})
