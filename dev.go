@@ -46,6 +46,7 @@ const (
 type devOptions struct {
 	config, readyFile           string
 	http, xmpp, metrics, domain string
+	web                         string
 	tls                         bool
 	accounts                    []string
 	media, bridgeHTTP, bridgeWS string
@@ -59,10 +60,10 @@ type devOptions struct {
 // devSettings are the flags that the configuration file and the environment may set too.
 var devSettings = []setting{
 	{"http", "signaling", "http"}, {"xmpp", "signaling", "xmpp"}, {"domain", "signaling", "domain"}, {"tls", "signaling", "tls"},
-	{"account", "signaling", "account"},
+	{"account", "signaling", "account"}, {"web", "signaling", "web"},
 	{"media", "bridge", "media"}, {"advertise", "bridge", "advertise"}, {"bridges", "bridge", "bridges"},
 	{"bridge-http", "bridge", "http"}, {"bridge-ws", "bridge", "ws"},
-	{"metrics", "log", "metrics"}, {"log-level", "log", "level"}, {"log-format", "log", "format"},
+	{"metrics", "dev", "metrics"}, {"log-level", "log", "level"}, {"log-format", "log", "format"},
 }
 
 func devCommand() *cobra.Command {
@@ -90,6 +91,7 @@ prints in two browser tabs and they have a call. Interrupt it to stop.`,
 	f.StringVar(&o.xmpp, "xmpp", "127.0.0.1:5222", "`ADDR` of XMPP over TCP, for bridges, Jicofo and Jibri")
 	f.StringVar(&o.domain, "domain", "localhost", "XMPP `DOMAIN`; rooms are at conference.DOMAIN")
 	f.StringArrayVar(&o.accounts, "account", nil, "`NAME:PASSWORD` that may log in over TCP; repeatable")
+	f.StringVar(&o.web, "web", "", "folder `DIR` with an unpacked build of Jitsi Meet's web application, to serve in place of the built-in client")
 	f.StringVar(&o.media, "media", "", "`ADDR:PORT` for media (default every address of this machine, port 10000)")
 	f.StringArrayVar(&o.advertise, "advertise", nil, "`PUBLIC[:PORT]` that clients behind NAT reach the media port by; repeatable")
 	f.IntVar(&o.bridges, "bridges", 1, "how many bridges to run; bridge `N` uses the media and bridge-http ports plus N")
@@ -97,7 +99,7 @@ prints in two browser tabs and they have a call. Interrupt it to stop.`,
 	f.StringVar(&o.bridgeWS, "bridge-ws", "", "`ADDR` where bridges take the colibri WebSocket themselves (default: on --http)")
 	f.StringVar(&o.metrics, "metrics", "127.0.0.1:9711", "`ADDR` of /metrics and /debug of everything")
 	f.StringVar(&o.readyFile, "ready-file", "", "write the addresses in use as JSON to `PATH` when everything listens")
-	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
+	f.StringVar(&o.logLevel, "log-level", "warn", "debug, info, warn or error")
 	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	return c
 }
@@ -214,6 +216,8 @@ func (d *dev) bind() error {
 		XMPP:          d.o.xmpp,
 		Accounts:      append([]string{account}, d.o.accounts...),
 		Web:           web.Handler(),
+		Site:          d.o.web,
+		ConfigJS:      d.o.configJS,
 		BridgeChannel: http.HandlerFunc(d.serveChannel),
 		Metrics:       d.registry,
 		Log:           d.log,
