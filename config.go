@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"github.com/spf13/pflag"
 	"github.com/zclconf/go-cty/cty"
 	"github.com/zclconf/go-cty/cty/convert"
+	ctyjson "github.com/zclconf/go-cty/cty/json"
 )
 
 // A setting is a flag that the configuration file and the environment may set as well: the file by
@@ -47,6 +49,12 @@ func configure(flags *pflag.FlagSet, path string, settings []setting) error {
 		if given[a.flag] {
 			continue
 		}
+		if wanted := flags.Lookup(a.flag).Value.Type() == objectType; wanted != a.object {
+			return fmt.Errorf("%s: %s", at(&a.where), map[bool]string{
+				true:  "want an object: { key = value }",
+				false: "want a text, a number, or a list of them, not an object",
+			}[wanted])
+		}
 		for _, value := range a.values {
 			if err := flags.Set(a.flag, value); err != nil {
 				return fmt.Errorf("%s: %w", at(&a.where), err)
@@ -56,10 +64,40 @@ func configure(flags *pflag.FlagSet, path string, settings []setting) error {
 	return nil
 }
 
+// objectType is the type of flags whose value is a JSON object; the file has it as an object of its own.
+const objectType = "JSON"
+
+// An object is such a flag.
+type object map[string]any
+
+func (o *object) Type() string { return objectType }
+
+func (o *object) String() string {
+	if len(*o) == 0 {
+		return ""
+	}
+	text, err := json.Marshal(*o)
+	if err != nil {
+		return err.Error()
+	}
+	return string(text)
+}
+
+// Set takes the whole object.
+func (o *object) Set(text string) error {
+	var m map[string]any
+	if err := json.Unmarshal([]byte(text), &m); err != nil || m == nil {
+		return errors.New("want a JSON object")
+	}
+	*o = m
+	return nil
+}
+
 // An attribute is what the file says for one flag; flags that may be repeated take a list.
 type attribute struct {
 	flag   string
 	values []string
+	object bool // the value is one, as JSON
 	where  hcl.Range
 }
 
@@ -99,11 +137,11 @@ func readFile(path string, settings []setting) ([]attribute, error) {
 			return nil, explain(diags)
 		}
 		for name, a := range inner.Attributes {
-			values, err := valuesOf(a)
+			values, object, err := valuesOf(a)
 			if err != nil {
 				return nil, err
 			}
-			all = append(all, attribute{flags[name], values, a.Range})
+			all = append(all, attribute{flags[name], values, object, a.Range})
 		}
 	}
 	return all, nil
@@ -127,31 +165,39 @@ func accountAttribute(block *hcl.Block) (attribute, error) {
 	if diags.HasErrors() {
 		return attribute{}, explain(diags)
 	}
-	password, err := valuesOf(inner.Attributes["password"])
+	password, _, err := valuesOf(inner.Attributes["password"])
 	if err != nil {
 		return attribute{}, err
 	}
-	return attribute{"account", []string{block.Labels[0] + ":" + strings.Join(password, "")}, block.DefRange}, nil
+	return attribute{"account", []string{block.Labels[0] + ":" + strings.Join(password, "")}, false, block.DefRange}, nil
 }
 
-func valuesOf(a *hcl.Attribute) ([]string, error) {
+// valuesOf returns the texts of an attribute, or the one of an object.
+func valuesOf(a *hcl.Attribute) (values []string, object bool, err error) {
 	value, diags := a.Expr.Value(nil)
 	if diags.HasErrors() {
-		return nil, explain(diags)
+		return nil, false, explain(diags)
 	}
 	list := []cty.Value{value}
-	if value.CanIterateElements() && !value.Type().IsMapType() && !value.Type().IsObjectType() {
+	switch {
+	case value.IsNull():
+	case value.Type().IsObjectType():
+		text, err := ctyjson.Marshal(value, value.Type())
+		if err != nil {
+			return nil, false, fmt.Errorf("%s: %w", at(&a.Range), err)
+		}
+		return []string{string(text)}, true, nil
+	case value.CanIterateElements():
 		list = value.AsValueSlice()
 	}
-	var values []string
 	for _, v := range list {
 		s, err := convert.Convert(v, cty.String)
 		if err != nil || s.IsNull() {
-			return nil, fmt.Errorf("%s: %s wants a text, a number, or a list of them", at(&a.Range), a.Name)
+			return nil, false, fmt.Errorf("%s: %s wants a text, a number, or a list of them", at(&a.Range), a.Name)
 		}
 		values = append(values, s.AsString())
 	}
-	return values, nil
+	return values, false, nil
 }
 
 func at(r *hcl.Range) string {

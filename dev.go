@@ -16,6 +16,7 @@ import (
 	"net/http/pprof"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -47,6 +48,7 @@ type devOptions struct {
 	config, readyFile           string
 	http, xmpp, metrics, domain string
 	web                         string
+	configJS                    object
 	tls                         bool
 	accounts                    []string
 	media, bridgeHTTP, bridgeWS string
@@ -60,7 +62,7 @@ type devOptions struct {
 // devSettings are the flags that the configuration file and the environment may set too.
 var devSettings = []setting{
 	{"http", "signaling", "http"}, {"xmpp", "signaling", "xmpp"}, {"domain", "signaling", "domain"}, {"tls", "signaling", "tls"},
-	{"account", "signaling", "account"}, {"web", "signaling", "web"},
+	{"account", "signaling", "account"}, {"web", "signaling", "web"}, {"config-js", "signaling", "config_js"},
 	{"media", "bridge", "media"}, {"advertise", "bridge", "advertise"}, {"bridges", "bridge", "bridges"},
 	{"bridge-http", "bridge", "http"}, {"bridge-ws", "bridge", "ws"},
 	{"metrics", "dev", "metrics"}, {"log-level", "log", "level"}, {"log-format", "log", "format"},
@@ -92,6 +94,7 @@ prints in two browser tabs and they have a call. Interrupt it to stop.`,
 	f.StringVar(&o.domain, "domain", "localhost", "XMPP `DOMAIN`; rooms are at conference.DOMAIN")
 	f.StringArrayVar(&o.accounts, "account", nil, "`NAME:PASSWORD` that may log in over TCP; repeatable")
 	f.StringVar(&o.web, "web", "", "folder `DIR` with an unpacked build of Jitsi Meet's web application, to serve in place of the built-in client")
+	f.Var(&o.configJS, "config-js", "`OBJECT` laid over config.js, deeper values over deeper ones")
 	f.StringVar(&o.media, "media", "", "`ADDR:PORT` for media (default every address of this machine, port 10000)")
 	f.StringArrayVar(&o.advertise, "advertise", nil, "`PUBLIC[:PORT]` that clients behind NAT reach the media port by; repeatable")
 	f.IntVar(&o.bridges, "bridges", 1, "how many bridges to run; bridge `N` uses the media and bridge-http ports plus N")
@@ -132,6 +135,11 @@ func (o *devOptions) check() error {
 	}
 	if o.bridges < 1 || o.bridges > maxBridges {
 		return fmt.Errorf("--bridges %d: want at least 1 and at most %d", o.bridges, maxBridges)
+	}
+	if o.web != "" {
+		if _, err := os.Stat(filepath.Join(o.web, "index.html")); err != nil {
+			return fmt.Errorf("--web %s: there is no index.html; want the folder of an unpacked build of Jitsi Meet's web application", o.web)
+		}
 	}
 	if _, err := jid.New("", o.domain, ""); err != nil {
 		return fmt.Errorf("--domain %s: %w", o.domain, err)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/gorilla/websocket"
 
+	"plenum/signaling/site"
 	"plenum/wire/meet"
 	"plenum/wire/xmpp"
 )
@@ -23,7 +24,7 @@ type place int
 const (
 	nowhere place = iota
 	page
-	static
+	file
 	configFile
 	socket
 	conferenceRequest
@@ -31,46 +32,48 @@ const (
 	bridgeChannel
 )
 
-// locate says what a path means and for which tenant:
-// /ROOM, /TENANT/ROOM, and the shard's own files and services, all but health with or without a tenant.
-func locate(path string) (p place, tenant string) {
-	first, rest, more := strings.Cut(strings.TrimPrefix(path, "/"), "/")
-	switch first {
-	case "config.js":
-		p = configFile
-	case "xmpp-websocket":
-		p = socket
-	case "static":
-		return static, ""
-	case "colibri-ws":
-		return bridgeChannel, ""
-	case "conference-request":
-		if rest == "v1" {
-			p, more = conferenceRequest, false
-		}
-	case "about":
-		if rest == "health" {
-			p, more = health, false
-		}
-	default:
-		switch {
-		case meet.ReservedName(first):
-			return nowhere, ""
-		case !more || rest == "": // "", ROOM, ROOM/
-			return page, ""
-		}
-		if p, _ = locate("/" + rest); p == page && strings.Contains(strings.TrimSuffix(rest, "/"), "/") || p == static || p == bridgeChannel || p == health {
-			p = nowhere
-		}
-		if !tenantName(first) {
-			return nowhere, ""
-		}
-		return p, strings.ToLower(first)
+// folders are those of a web application's files.
+var folders = map[string]bool{
+	"connection_optimization": true, "css": true, "fonts": true, "images": true, "lang": true, "libs": true, "sounds": true, "static": true,
+	".well-known": true,
+}
+
+// locate says what a path means, for which tenant, and what it is called below the tenant: /ROOM, /TENANT/ROOM,
+// and the shard's own files and services, all but health and the bridge's with or without a tenant. A name of
+// one part may be a file of the web application as well as a room; a reserved one is no room.
+func locate(path string) (p place, tenant, name string) {
+	name = strings.TrimPrefix(path, "/")
+	first, rest, more := strings.Cut(name, "/")
+	switch {
+	case first == "config.js" && !more:
+		return configFile, "", name
+	case first == "xmpp-websocket" && !more:
+		return socket, "", name
+	case name == "conference-request/v1":
+		return conferenceRequest, "", name
+	case name == "about/health":
+		return health, "", name
+	case first == "colibri-ws":
+		return bridgeChannel, "", name
+	case folders[first] && more:
+		return file, "", name
+	case !more && (meet.ReservedName(first) || folders[first]):
+		return file, "", name
+	case !more:
+		return page, "", name
+	case meet.ReservedName(first):
+		return nowhere, "", ""
+	case rest == "": // ROOM/
+		return page, "", first
+	case !tenantName(first):
+		return nowhere, "", ""
 	}
-	if more {
-		return nowhere, ""
+	// A tenant's path means what it means without the tenant. There are no tenants of tenants.
+	p, above, name := locate("/" + rest)
+	if above != "" || p == health || p == bridgeChannel || p == nowhere {
+		return nowhere, "", ""
 	}
-	return p, ""
+	return p, strings.ToLower(first), name
 }
 
 // tenantName reports whether a tenant can be one label of a domain.
@@ -85,7 +88,7 @@ func tenantName(s string) bool {
 
 // front answers everything that clients ask over HTTP.
 func (s *Server) front(w http.ResponseWriter, r *http.Request) {
-	p, tenant := locate(r.URL.Path)
+	p, tenant, name := locate(r.URL.Path)
 	h := w.Header()
 	h.Set("X-Content-Type-Options", "nosniff")
 	if s.cfg.Shard != "" && r.URL.Query().Get("room") != "" {
@@ -122,9 +125,27 @@ func (s *Server) front(w http.ResponseWriter, r *http.Request) {
 	case p == page && len(r.URL.Path) > 1 && strings.HasSuffix(r.URL.Path, "/"):
 		// The page finds its config.js beside itself, so a room has one address.
 		http.Redirect(w, r, "/"+strings.Trim(r.URL.EscapedPath(), "/"), http.StatusMovedPermanently)
-	case (p == page || p == static) && s.cfg.Web != nil:
+	case (p == page || p == file) && s.site != nil:
+		s.application(w, r, p, tenant, name)
+	case (p == page || p == file && tenant == "" && strings.HasPrefix(name, "static/")) && s.cfg.Web != nil:
 		s.cfg.Web.ServeHTTP(w, r)
 	default:
+		http.NotFound(w, r)
+	}
+}
+
+// application serves the stock web application: its files, and its one page for every room.
+func (s *Server) application(w http.ResponseWriter, r *http.Request, p place, tenant, name string) {
+	values := func() site.Values {
+		return site.Values{Config: configJS(&s.cfg, s.names, s.base(r), tenant), Tenant: tenant}
+	}
+	switch {
+	case name == "external_api.js":
+		name = "libs/external_api.min.js" // what pages elsewhere are told to embed
+	case name == "", p == page && !strings.Contains(name, "."):
+		name = "index.html"
+	}
+	if !s.site.File(w, r, name, values) && (p != page || !s.site.File(w, r, "index.html", values)) {
 		http.NotFound(w, r)
 	}
 }

@@ -12,30 +12,29 @@ import (
 
 func TestLocate(t *testing.T) {
 	for _, tt := range []struct {
-		path   string
-		want   place
-		tenant string
+		path         string
+		want         place
+		tenant, name string
 	}{
-		{"/", page, ""}, {"/standup", page, ""}, {"/Ada's room", page, ""}, {"/standup/", page, ""},
-		{"/school/standup", page, "school"}, {"/School/standup/", page, "school"},
-		{"/a/b/c", nowhere, ""}, {"/a b/c", nowhere, ""}, {"//x", nowhere, ""},
-		{"/config.js", configFile, ""}, {"/school/config.js", configFile, "school"},
-		{"/xmpp-websocket", socket, ""}, {"/school/xmpp-websocket", socket, "school"},
-		{"/xmpp-websocket/x", nowhere, ""},
-		{"/conference-request/v1", conferenceRequest, ""}, {"/school/conference-request/v1", conferenceRequest, "school"},
-		{"/conference-request", nowhere, ""}, {"/conference-request/v2", nowhere, ""},
-		{"/about/health", health, ""}, {"/about/version", nowhere, ""}, {"/about", nowhere, ""}, {"/school/about/health", nowhere, ""},
-		{"/static/main.js", static, ""}, {"/school/static/main.js", nowhere, ""},
-		{"/colibri-ws/dev-1/c/e", bridgeChannel, ""}, {"/school/colibri-ws/x", nowhere, ""},
-		{"/metrics", nowhere, ""}, {"/debug", nowhere, ""}, {"/debug/rooms/x", nowhere, ""}, {"/robots.txt", nowhere, ""},
-		{"/external_api.js", nowhere, ""}, {"/school/favicon.ico", nowhere, ""},
+		{"/", page, "", ""}, {"/standup", page, "", "standup"}, {"/Ada's room", page, "", "Ada's room"}, {"/standup/", page, "", "standup"},
+		{"/school/standup", page, "school", "standup"}, {"/School/standup/", page, "school", "standup"}, {"/school/close.html", page, "school", "close.html"},
+		{"/a/b/c", nowhere, "", ""}, {"/a b/c", nowhere, "", ""}, {"//x", nowhere, "", ""}, {"/a/b/config.js", nowhere, "", ""},
+		{"/config.js", configFile, "", "config.js"}, {"/school/config.js", configFile, "school", "config.js"},
+		{"/xmpp-websocket", socket, "", "xmpp-websocket"}, {"/school/xmpp-websocket", socket, "school", "xmpp-websocket"},
+		{"/xmpp-websocket/x", nowhere, "", ""}, {"/config.js/x", nowhere, "", ""},
+		{"/conference-request/v1", conferenceRequest, "", "conference-request/v1"},
+		{"/school/conference-request/v1", conferenceRequest, "school", "conference-request/v1"},
+		{"/conference-request", file, "", "conference-request"}, {"/conference-request/v2", nowhere, "", ""},
+		{"/about/health", health, "", "about/health"}, {"/about/version", nowhere, "", ""}, {"/school/about/health", nowhere, "", ""},
+		{"/static/main.js", file, "", "static/main.js"}, {"/school/static/main.js", file, "school", "static/main.js"},
+		{"/libs/a/b/c.js", file, "", "libs/a/b/c.js"}, {"/school/lang/main.json", file, "school", "lang/main.json"},
+		{"/libs/../x", file, "", "libs/../x"}, {"/libs", file, "", "libs"}, {"/.well-known/x", file, "", ".well-known/x"},
+		{"/colibri-ws/dev-1/c/e", bridgeChannel, "", "colibri-ws/dev-1/c/e"}, {"/school/colibri-ws/x", nowhere, "", ""},
+		{"/metrics", file, "", "metrics"}, {"/debug", file, "", "debug"}, {"/debug/rooms/x", nowhere, "", ""}, {"/robots.txt", file, "", "robots.txt"},
+		{"/external_api.js", file, "", "external_api.js"}, {"/school/favicon.ico", file, "school", "favicon.ico"},
 	} {
-		got, tenant := locate(tt.path)
-		if got == nowhere {
-			tenant = ""
-		}
-		if got != tt.want || tenant != tt.tenant {
-			t.Errorf("locate(%q) = %v, %q, want %v, %q", tt.path, got, tenant, tt.want, tt.tenant)
+		if got, tenant, name := locate(tt.path); got != tt.want || tenant != tt.tenant || name != tt.name {
+			t.Errorf("locate(%q) = %v, %q, %q, want %v, %q, %q", tt.path, got, tenant, name, tt.want, tt.tenant, tt.name)
 		}
 	}
 }
@@ -44,10 +43,52 @@ func FuzzLocate(f *testing.F) {
 	f.Add("/school/conference-request/v1")
 	f.Add("//////")
 	f.Fuzz(func(t *testing.T, path string) {
-		if p, tenant := locate(path); p != nowhere && tenant != "" && !tenantName(tenant) {
-			t.Errorf("%q: tenant %q", path, tenant)
+		p, tenant, name := locate(path)
+		if tenant != "" && !tenantName(tenant) || p == nowhere && (tenant != "" || name != "") {
+			t.Errorf("%q: %v, tenant %q, name %q", path, p, tenant, name)
 		}
 	})
+}
+
+// TestApplication: a stock web application takes the place of the built-in page, for tenants too.
+func TestApplication(t *testing.T) {
+	s := testServer(t, func(c *Config) {
+		c.Site = "site/testdata/build"
+		c.ConfigJS = map[string]any{"subject": "</script>"}
+	})
+	defer s.Close()
+	for _, tt := range []struct {
+		url  string
+		code int
+		want []string // are in the answer
+	}{
+		{"/", 200, []string{`"websocket": "ws://meet.example:8000/xmpp-websocket"`, `APP_NAME`, `data-tenant=""`, `\u003c/script`}},
+		{"/Stand Up 1.5", 200, []string{`"websocket": "ws://meet.example:8000/xmpp-websocket"`}},
+		{"/school/standup", 200, []string{`"websocket": "ws://meet.example:8000/school/xmpp-websocket"`, `conference.school.localhost`, `data-tenant="school."`}},
+		{"/index.html", 200, []string{`id="react"`}}, {"/school/index.html", 200, []string{`data-tenant="school."`}},
+		{"/external_api.js", 200, []string{"JitsiMeetExternalAPI"}}, {"/school/external_api.js", 200, []string{"JitsiMeetExternalAPI"}},
+		{"/libs/external_api.min.js?v=3", 200, []string{"JitsiMeetExternalAPI"}},
+		{"/school/libs/app.bundle.min.js", 200, []string{"WebSocket"}}, {"/school/lang/main.json", 200, []string{"Stand-in"}},
+		{"/interface_config.js", 200, []string{"interfaceConfig"}}, {"/manifest.json", 200, []string{"Stand-in"}},
+		{"/static/close.html", 200, []string{"Closed"}}, {"/title.html", 200, []string{"<title>"}},
+		{"/config.js", 200, []string{"var config = {"}}, {"/school/config.js", 200, []string{"/school/xmpp-websocket"}},
+		{"/libs", 404, nil}, {"/libs/", 404, nil}, {"/libs/none.js", 404, nil}, {"/static/../../site_test.go", 404, nil}, {"/favicon.ico", 404, nil},
+		{"/metrics", 404, nil}, {"/a/b/c", 404, nil}, {"/school/standup/", 301, nil},
+	} {
+		r := httptest.NewRequest("GET", "/", nil)
+		r.Host = "meet.example:8000"
+		r.URL.Path, r.URL.RawQuery, _ = strings.Cut(tt.url, "?")
+		w := httptest.NewRecorder()
+		s.front(w, r)
+		if w.Code != tt.code {
+			t.Errorf("%s: %d, want %d", tt.url, w.Code, tt.code)
+		}
+		for _, want := range tt.want {
+			if !strings.Contains(w.Body.String(), want) {
+				t.Errorf("%s lacks %s:\n%s", tt.url, want, w.Body)
+			}
+		}
+	}
 }
 
 func testServer(t *testing.T, change ...func(*Config)) *Server {
@@ -170,7 +211,7 @@ func TestConfigJS(t *testing.T) {
 func TestConfigRefuses(t *testing.T) {
 	for _, c := range []Config{
 		{Domain: "a@b"}, {Domain: "a/b"}, {Accounts: []string{"x"}}, {Services: []Service{{Type: "http", Host: "x"}}},
-		{ConfigJS: map[string]any{"f": func() {}}}, {HTTP: "nonsense"},
+		{ConfigJS: map[string]any{"f": func() {}}}, {HTTP: "nonsense"}, {Site: "testdata"},
 	} {
 		if c.HTTP == "" {
 			c.HTTP = "127.0.0.1:0"

@@ -27,6 +27,7 @@ import (
 	"plenum/signaling/muc"
 	"plenum/signaling/rooms"
 	"plenum/signaling/session"
+	"plenum/signaling/site"
 	"plenum/wire/jid"
 	"plenum/wire/meet"
 )
@@ -61,6 +62,9 @@ type Config struct {
 	ConfigJS map[string]any
 	// Web serves the page of a room and /static/. nil: there are no pages.
 	Web http.Handler
+	// Site is a folder with an unpacked build of Jitsi Meet's web application, which then takes the place
+	// of Web, with the iframe API. Default: none.
+	Site string
 	// BridgeChannel serves /colibri-ws/, for a bridge in this process. nil: there is none.
 	BridgeChannel http.Handler
 
@@ -131,6 +135,7 @@ type Server struct {
 	sessions *session.Server
 	hall     *hall
 	router   *router
+	site     *site.Site // nil: there is none
 	http     *http.Server
 	httpL    net.Listener
 	xmppL    net.Listener
@@ -171,11 +176,18 @@ func New(cfg Config) (*Server, error) {
 	s.router.hall, s.router.sessions = s.hall, s.sessions
 	registerSessions(cfg.Metrics, s.sessions)
 
+	if cfg.Site != "" {
+		if s.site, err = site.Open(cfg.Site); err != nil {
+			return nil, fmt.Errorf("web application: %w", err)
+		}
+	}
 	if s.httpL, err = net.Listen("tcp", cfg.HTTP); err != nil {
+		s.closeSite()
 		return nil, fmt.Errorf("HTTP: %w", err)
 	}
 	if s.xmppL, err = net.Listen("tcp", cfg.XMPP); err != nil {
 		s.httpL.Close()
+		s.closeSite()
 		return nil, fmt.Errorf("XMPP: %w", err)
 	}
 	if cfg.TLS != nil {
@@ -233,6 +245,7 @@ func (s *Server) Run(ctx context.Context) error {
 	s.xmppL.Close()
 	s.http.Shutdown(last)
 	s.http.Close()
+	s.closeSite()
 	s.sessions.Close(last)
 	endRooms()
 	return errors.Join(<-ended, <-ended, <-ended)
@@ -241,7 +254,14 @@ func (s *Server) Run(ctx context.Context) error {
 // Close gives back the addresses of a shard that is not run.
 func (s *Server) Close() error {
 	s.stop()
+	s.closeSite()
 	return errors.Join(s.httpL.Close(), s.xmppL.Close())
+}
+
+func (s *Server) closeSite() {
+	if s.site != nil {
+		s.site.Close()
+	}
 }
 
 // Drain refuses new rooms, says so in /about/health, and waits until the last room is empty or ctx is done.
