@@ -26,9 +26,10 @@ func configJS(cfg *Config, n names, base, tenant string) []byte {
 	c := map[string]any{
 		"hosts":     map[string]any{"domain": cfg.Domain, "muc": n.tenant(tenant), "focus": n.focus},
 		"websocket": base + path + "/xmpp-websocket",
-		// The next two are for the issue that makes both work; until then they would end calls.
-		"p2p":              map[string]any{"enabled": false},
-		"enableIceRestart": false,
+		// Two people talk without a bridge. Servers for STUN come with room metadata; the client's default ones
+		// are somebody else's.
+		"p2p":              map[string]any{"enabled": true, "stunServers": []any{}},
+		"enableIceRestart": true,
 
 		"videoQuality": map[string]any{
 			"codecPreferenceOrder":       offered(cfg, "AV1", "VP9", "VP8", "H264"),

@@ -3,11 +3,14 @@ package signaling
 import (
 	"crypto/tls"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
 	"strings"
 	"testing"
+
+	"plenum/signaling/focus"
 )
 
 func TestLocate(t *testing.T) {
@@ -152,7 +155,7 @@ func TestFront(t *testing.T) {
 func TestConfigJS(t *testing.T) {
 	s := testServer(t, func(c *Config) {
 		c.Edges = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
-		c.ConfigJS = map[string]any{"p2p": map[string]any{"stunServers": []string{}}, "subject": "</script>"}
+		c.ConfigJS = map[string]any{"p2p": map[string]any{"backToP2PDelay": 9}, "subject": "</script>"}
 	})
 	defer s.Close()
 	get := func(url string, change func(*http.Request)) map[string]any {
@@ -177,9 +180,17 @@ func TestConfigJS(t *testing.T) {
 		hosts["muc"] != "conference.localhost" || hosts["focus"] != "focus.localhost" {
 		t.Errorf("addresses: %v %v", c["websocket"], hosts)
 	}
-	if _, bosh := c["bosh"]; bosh || p2p["enabled"] != false || p2p["stunServers"] == nil || c["enableIceRestart"] != false ||
+	if _, bosh := c["bosh"]; bosh || p2p["enabled"] != true || len(p2p["stunServers"].([]any)) != 0 || p2p["backToP2PDelay"] != 9.0 || c["enableIceRestart"] != true ||
 		c["flags"].(map[string]any)["ssrcRewritingEnabled"] != true {
 		t.Errorf("switches: %v", c)
+	}
+	// The client prefers what the focus offers, in this or another order; VP8 alone unless configured.
+	if q := c["videoQuality"].(map[string]any); fmt.Sprint(q["codecPreferenceOrder"], q["mobileCodecPreferenceOrder"]) != "[VP8] [VP8]" {
+		t.Errorf("codecs: %v", q)
+	}
+	all := Config{Focus: focus.Config{VideoCodecs: []string{"AV1", "VP8", "VP9"}}}
+	if desktop, mobile := offered(&all, "AV1", "VP9", "VP8", "H264"), offered(&all, "VP8", "VP9", "H264", "AV1"); fmt.Sprint(desktop, mobile) != "[AV1 VP9 VP8] [VP8 VP9 AV1]" {
+		t.Errorf("codecs: %v %v", desktop, mobile)
 	}
 	// A tenant has paths and rooms of its own.
 	c = get("http://localhost:8000/school/config.js", nil)
