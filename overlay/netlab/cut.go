@@ -10,7 +10,8 @@ import (
 )
 
 // cuts are the one-way partitions between hosts, as a table of the packet filter of the lab's switches. Two hosts on one
-// switch are cut by port, which stops broadcasts too; others are cut by their addresses, wherever those appear.
+// switch are cut by port, whatever the addresses; others by their addresses, wherever those appear. Neighbours may still
+// ask for each other's hardware address: without that the way that is open would close as soon as a cache forgets.
 type cuts struct {
 	lab    *Lab
 	loaded bool
@@ -24,6 +25,8 @@ const cutTable = `table bridge netlab {
 	set six { type ipv6_addr . ipv6_addr; }
 	chain forward {
 		type filter hook forward priority 0; policy accept;
+		ether type arp accept
+		icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept
 		iifname . oifname @ports drop
 		ip saddr . ip daddr @four drop
 		ip6 saddr . ip6 daddr @six drop

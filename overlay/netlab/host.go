@@ -42,16 +42,14 @@ type Host struct {
 	processes []*Process
 }
 
-// The holder's script. SIGCHLD is ignored at the end, and stays so across exec, so that the kernel reaps what is
-// orphaned on the host.
+// The holder's script. In the end SIGCHLD is ignored, so that the kernel reaps what is orphaned on the host.
 const holderScript = `set -e
 mount --make-rprivate /
 mount -t proc proc /proc
 mount -t tmpfs -o mode=755 netlab /run
 printf %s "$1" >/proc/sys/kernel/hostname
 echo ready
-trap '' CHLD
-exec cat >/dev/null`
+exec env --ignore-signal=CHLD cat >/dev/null`
 
 // Host adds a host. Its name is its host name, and what logs call it.
 func (l *Lab) Host(name string) *Host {

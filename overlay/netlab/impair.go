@@ -87,6 +87,12 @@ func (i Impairment) Validate() error {
 		positive("Rate", float64(i.Rate)), positive("Queue", float64(i.Queue)), positive("MTU", float64(i.MTU)))
 }
 
+// harmful reports whether it does anything at all.
+func (i Impairment) harmful() bool {
+	i.Seed = 0
+	return i != Impairment{}
+}
+
 // Stats counts packets since an Engine was made. In + Duplicated = Out + Lost + Dropped + TooLarge + Queued, always.
 type Stats struct {
 	In         uint64 // pushed

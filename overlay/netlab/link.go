@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -170,7 +171,7 @@ func (l *Lab) attach(k *Link, h *Host, sw *Switch, cfg *LinkConfig) {
 		e.eth, err = h.nl.LinkByName(e.name)
 	}
 	if err == nil {
-		err = errors.Join(h.nl.LinkSetMTU(e.eth, cfg.MTU), h.nl.LinkSetUp(e.eth), l.nl.LinkSetUp(e.p))
+		err = errors.Join(h.nl.LinkSetMTU(e.eth, cfg.MTU), l.nl.LinkSetUp(e.p), h.nl.LinkSetUp(e.eth))
 	}
 	l.must(err, "link of %s to %s", h.name, sw.name)
 	k.ends = append(k.ends, e)
@@ -179,7 +180,7 @@ func (l *Lab) attach(k *Link, h *Host, sw *Switch, cfg *LinkConfig) {
 	e.mu.Lock()
 	err = e.applyLocked()
 	e.mu.Unlock()
-	l.must(err, "link of %s to %s", h.name, sw.name)
+	l.must(errors.Join(err, settle(h.nl, e.eth), settle(l.nl, e.p)), "link of %s to %s", h.name, sw.name)
 	for i, prefix := range sw.prefixes {
 		addr := netip.Addr{}
 		if len(cfg.Addrs) > 0 {
@@ -195,6 +196,23 @@ func (l *Lab) attach(k *Link, h *Host, sw *Switch, cfg *LinkConfig) {
 	}
 	for _, r := range sw.routes {
 		l.must(e.addRoute(r), "%s: route by %s", h.name, r.via)
+	}
+}
+
+// settle waits until the device is known to have a carrier. The kernel notices on its own time, and until then drops
+// what is sent: the first question for an address, which is then not asked again for a second.
+func settle(nl *netlink.Handle, dev netlink.Link) error {
+	for limit := time.Now().Add(10 * time.Second); ; time.Sleep(100 * time.Microsecond) {
+		now, err := nl.LinkByIndex(dev.Attrs().Index)
+		if err != nil {
+			return err
+		}
+		if now.Attrs().OperState == netlink.OperUp {
+			return nil
+		}
+		if time.Now().After(limit) {
+			return fmt.Errorf("%s has no carrier", dev.Attrs().Name)
+		}
 	}
 }
 
@@ -302,6 +320,9 @@ func (k *Link) carrier(down bool) {
 		e.down = down
 		err := set(e.p)
 		e.mu.Unlock()
+		if err == nil && !down {
+			err = errors.Join(settle(e.host.nl, e.eth), settle(k.lab.nl, e.p))
+		}
 		k.lab.must(err, "cable of %s", e.host.name)
 	}
 }
@@ -322,7 +343,9 @@ func (k *Link) SetRate(rate Bitrate) {
 func (k *Link) Impair(imp Impairment) {
 	k.lab.t.Helper()
 	back := imp
-	back.Seed = imp.Seed ^ 0x9e3779b97f4a7c15
+	if imp.harmful() {
+		back.Seed = imp.Seed ^ 0x9e3779b97f4a7c15
+	}
 	k.impair(imp, back)
 }
 
@@ -372,7 +395,7 @@ func (k *Link) Stats() (sent, got Stats) {
 
 // applyLocked makes the devices what rate and impairment ask for. The caller holds e.mu.
 func (e *end) applyLocked() error {
-	impaired := e.away != (Impairment{}) || e.to != (Impairment{})
+	impaired := e.away.harmful() || e.to.harmful()
 	if impaired && e.fwd != nil {
 		e.fwd.set(e.limited(e.away), e.limited(e.to))
 		return nil
@@ -411,7 +434,7 @@ func (e *end) applyLocked() error {
 			return err
 		}
 		err := errors.Join(l.nl.LinkSetMTU(e.r, e.mtu), l.nl.LinkSetNoMaster(e.p), l.nl.LinkSetMaster(e.r, e.sw.bridge),
-			l.nl.LinkSetUp(e.q), l.nl.LinkSetUp(e.r))
+			l.nl.LinkSetUp(e.q), l.nl.LinkSetUp(e.r), settle(l.nl, e.q), settle(l.nl, e.r))
 		if err != nil {
 			return err
 		}

@@ -32,7 +32,7 @@ type TB interface {
 var ErrPrivilege = errors.New("netlab needs root (CAP_SYS_ADMIN and CAP_NET_ADMIN) to make namespaces and devices")
 
 // ErrTools says that a program is missing.
-var ErrTools = errors.New("netlab needs nft, mount and sh (Debian: nftables, mount, dash)")
+var ErrTools = errors.New("netlab needs nft, mount, sh and env (Debian: nftables, mount, dash, coreutils)")
 
 // Check reports what keeps this process from having a lab, and nil when nothing does.
 func Check() error {
@@ -40,7 +40,7 @@ func Check() error {
 	if err != nil {
 		return fmt.Errorf("%w: unshare: %w", ErrPrivilege, err)
 	}
-	for _, tool := range []string{"nft", "mount", "sh"} {
+	for _, tool := range []string{"nft", "mount", "sh", "env"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			return fmt.Errorf("%w: %w", ErrTools, err)
 		}

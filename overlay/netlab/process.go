@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"sync"
 	"syscall"
@@ -102,12 +103,21 @@ func (h *Host) launch(cmd *exec.Cmd) (*Process, error) {
 // KillAll kills everything that runs on the host, daemons included, as a power cut would; devices and mounts stay.
 func (h *Host) KillAll() {
 	h.lab.t.Helper()
-	h.Run("sh", "-c", "kill -9 -1") // ends itself as well
+	h.Run("sh", "-c", "kill -9 -1") // all but the first process, and the shell itself
 	h.mu.Lock()
 	processes := h.processes
 	h.mu.Unlock()
 	for _, p := range processes {
 		<-p.done
+	}
+	for limit := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) { // those who are no children of ours
+		running, err := filepath.Glob(h.Path("/proc/[0-9]*"))
+		if err == nil && len(running) <= 1 {
+			return
+		}
+		if time.Now().After(limit) {
+			h.lab.t.Fatalf("netlab: %s: processes survive: %v", h.name, running)
+		}
 	}
 }
 
