@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -376,11 +377,8 @@ func (c *core) evict(cf room) {
 	}
 	delete(c.rooms, cf)
 	c.load.Add(-1)
-	for i, t := range c.touched {
-		if t == h {
-			c.touched = append(c.touched[:i], c.touched[i+1:]...)
-			break
-		}
+	if i := slices.Index(c.touched, h); i >= 0 {
+		c.touched = slices.Delete(c.touched, i, i+1)
 	}
 	for p := range c.peers {
 		if p.room == h {
@@ -663,8 +661,10 @@ func (c *core) touch(h *hosted, now time.Time) {
 // settle ends a batch: the conferences that it touched fan out, and the outbox is sent.
 func (c *core) settle() {
 	for len(c.touched) > 0 {
-		h := c.touched[len(c.touched)-1]
-		c.touched = c.touched[:len(c.touched)-1]
+		last := len(c.touched) - 1
+		h := c.touched[last]
+		c.touched[last] = nil // the array outlives the conference
+		c.touched = c.touched[:last]
 		h.touched = false
 		c.flushRoom(h)
 		if due := c.now.Add(busyTick); due.Before(h.due) {

@@ -59,7 +59,7 @@ func (e *Endpoint) receiveAudio(src *source, r *packet.RTP, now time.Time) {
 		return
 	}
 	enc.came, enc.active = now, true
-	enc.rates[0].Add(len(r.Data), now)
+	enc.rates[0][0].Add(len(r.Data), now)
 	level, known := codec.AudioLevel(r.Extension(e.ext.AudioLevel))
 	if known {
 		c.speech.Observe(e.id, level, now)
@@ -137,17 +137,13 @@ func (e *Endpoint) receiveVideo(s stream, r *packet.RTP, now time.Time) {
 	p := src.push(c)
 	*p = project.Packet{RTP: *r, Seq: seq, Encoding: s.encoding, Arrival: now, Capture: enc.stream.Capture(r.Timestamp())}
 	enc.reader.Read(f.codec, r.Payload, r.Extension(e.ext.DependencyDescriptor), r.Timestamp(), &p.Frame)
-	tid := p.Frame.TID()
-	enc.rates[tid].Add(len(r.Data), now)
+	enc.rates[p.Frame.SID()][p.Frame.TID()].Add(len(r.Data), now)
 	enc.history.Put(seq, r, now)
 	enc.came = now
-	if !enc.active || tid > enc.top || p.Frame.Height != 0 && p.Frame.Height != enc.height {
-		src.woken = src.woken || !enc.active
-		enc.active, enc.top = true, max(enc.top, tid)
-		if p.Frame.Height != 0 {
-			enc.height = p.Frame.Height
-		}
-		c.stale = true
+	spatial := enc.spatial
+	if enc.learn(&p.Frame, r.Marker()) || !enc.active {
+		src.woken = src.woken || !enc.active || enc.spatial != spatial
+		enc.active, c.stale = true, true
 	}
 }
 
@@ -188,16 +184,19 @@ func (c *Conference) Flush(now time.Time) {
 			c.askKey(src, now)
 		}
 	}
+	clear(c.pending) // whoever leaves is to be collected
 	c.pending = c.pending[:0]
 	for _, n := range c.nacks {
 		n.enc.nacked = false
 		c.nack(n.owner, n.enc, now)
 	}
+	clear(c.nacks)
 	c.nacks = c.nacks[:0]
 	for _, e := range c.fed {
 		e.fed = false
 		c.sendFeedback(e, now)
 	}
+	clear(c.fed)
 	c.fed = c.fed[:0]
 }
 
