@@ -150,6 +150,9 @@ func (a *actor) event(now time.Time, e muc.Event) {
 			a.people.Add(-1)
 		}
 	}
+	if e.Kind == muc.Entered {
+		a.rejoined(now, e.JID, e.Nick)
+	}
 	switch {
 	case a.fleet:
 		a.bridgeEvent(now, e)

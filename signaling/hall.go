@@ -71,6 +71,7 @@ type hall struct {
 	hidden     string // domain of the recorders
 	self       muc.Sender
 	brewery    jid.JID
+	revivals   revivals
 	quit       chan struct{} // closed when all rooms have to end
 	wg         sync.WaitGroup
 
@@ -207,6 +208,12 @@ func (h *hall) Stanza(s sender, el *xmpp.Element) {
 		h.service(from, el)
 		return
 	}
+	if h.premature(from.JID, el) {
+		if el.IsRequest() {
+			h.refuse(from.JID, el, "revived", xmpp.StanzaError{Condition: xmpp.ItemNotFound})
+		}
+		return
+	}
 	a := h.find(room)
 	if a == nil && h.mayCreate(from, room, el) {
 		ctx, cancel := context.WithTimeout(context.Background(), acquireBudget)
@@ -234,6 +241,7 @@ func (h *hall) Stanza(s sender, el *xmpp.Element) {
 // Gone ends what a session was in rooms: it is closed for good and sends nothing more.
 func (h *hall) Gone(s sender) {
 	who := s.JID()
+	h.revivals.remove(who)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for a := range h.seats[who] {
@@ -489,6 +497,7 @@ func (h *hall) begin(ctx context.Context, a *actor) error {
 	case h.ownFocus() && !h.isInternal(a.jid):
 		f := h.cfg.Focus
 		f.Room, f.Self, f.MeetingID, f.Fleet = a.jid, h.self.JID, cfg.MeetingID, h.cfg.Fleet
+		f.SessionID = func(who jid.JID, n int) string { return mediaSession(a.jid, who, n) }
 		a.conf = focus.New(f, now)
 		a.events = append(a.events, focus.Opened{})
 		a.settle(now)

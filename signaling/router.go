@@ -59,8 +59,19 @@ func (r *router) Opened(s *session.Session) {
 	}
 }
 
-// Resumed has nothing to do: the rooms never knew.
-func (r *router) Resumed(*session.Session) {}
+// Resumed has nothing to do, as the rooms never knew; but a revived session has no room.
+func (r *router) Resumed(s *session.Session) {
+	if !s.Revived() {
+		return
+	}
+	name, err := meet.RoomName(s.Room(), "")
+	if err != nil {
+		return
+	}
+	if room, err := jid.New(name, r.names.tenant(s.Prefix()), ""); err == nil {
+		r.hall.revive(s, room)
+	}
+}
 
 // Closed takes the session out of its rooms.
 func (r *router) Closed(s *session.Session) { r.hall.Gone(s) }

@@ -37,7 +37,8 @@ func (c *Conference) allocate(now time.Time, p *participant) bool {
 	if !ok {
 		return false
 	}
-	s := &session{sid: c.random(6), bridge: c.bridgeFor(choice)}
+	s := &session{sid: c.sessionID(p)}
+	s.bridge = c.bridgeFor(choice)
 	p.session = s
 	s.bridge.endpoints[p.Nick] = s
 
@@ -271,4 +272,13 @@ func (p *participant) statsID() string {
 		}
 	}
 	return ""
+}
+
+func (c *Conference) sessionID(p *participant) string {
+	n := p.sessions
+	p.sessions++
+	if c.cfg.SessionID == nil {
+		return c.random(6)
+	}
+	return c.cfg.SessionID(p.JID, n)
 }

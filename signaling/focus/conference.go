@@ -72,6 +72,7 @@ type participant struct {
 	uninvited          bool
 	restarts, iceTries limiter
 	restartCount       int
+	sessions           int // begun so far
 	audioOn, videoOn   int // unmuted sources, counted where there is a limit
 }
 

@@ -32,6 +32,8 @@ type Config struct {
 	Fleet Fleet
 	// Caps remembers what client versions can do. It is shared by all conferences of a shard; nil asks everybody.
 	Caps Caps
+	// SessionID returns the id of the n-th media session, from 0, of an occupant. Default: a random one.
+	SessionID func(who jid.JID, n int) string
 	// Rand makes session ids. Default crypto/rand.Reader.
 	Rand io.Reader
 

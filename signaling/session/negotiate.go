@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"time"
 
 	"plenum/signaling/auth"
 	"plenum/wire/jid"
@@ -269,6 +270,9 @@ func (n *negotiation) guest(host string) (jid.JID, error) {
 	if s := n.srv.resumable(n.c.previd); s != nil && s.id.Account == "" {
 		return s.id.JID.Bare(), nil
 	}
+	if t, err := n.srv.sealer.open(n.c.previd, time.Now()); err == nil && t.jid.Domain() == host {
+		return t.jid.Bare(), nil
+	}
 	return jid.New(auth.Anonymous(), host, "")
 }
 
@@ -303,7 +307,14 @@ func (n *negotiation) resume(bare jid.JID, el *xmpp.Element) (*Session, error) {
 		return nil, err
 	}
 	s := n.srv.resumable(el.Attr("previd"))
-	if s == nil || s.id.JID.Bare() != bare {
+	if s == nil {
+		s, err := n.srv.revive(n.c, bare, el.Attr("previd"), h)
+		if errors.Is(err, errToken) {
+			return nil, n.say(smFailed(xmpp.ItemNotFound))
+		}
+		return s, err
+	}
+	if s.id.JID.Bare() != bare {
 		return nil, n.say(smFailed(xmpp.ItemNotFound))
 	}
 	if s.take(n.c, h, el.Attr("previd")) != nil {
@@ -321,7 +332,7 @@ func (srv *Server) resumable(token string) *Session {
 	}
 	srv.mu.RLock()
 	defer srv.mu.RUnlock()
-	return srv.byToken[token]
+	return srv.byToken[sessionID(token)]
 }
 
 func (n *negotiation) say(el *xmpp.Element) error { return n.c.say(el.Append(nil)) }

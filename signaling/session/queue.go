@@ -11,7 +11,7 @@ import (
 var errHandled = errors.New("handled count too high")
 
 const (
-	batchBytes = 64 << 10 // how much is gathered for one write
+	batchBytes = 32 << 10 // how much is gathered for one write
 	askAfter   = 5        // stanzas sent without asking for an acknowledgement
 )
 
@@ -32,9 +32,10 @@ type queue struct {
 	bytes  int // of the frames from head on
 
 	managed bool
-	acked   uint32 // stanzas acknowledged, modulo 2^32
-	asked   bool   // an <r/> is out
-	unasked int    // stanzas sent since the last <r/>
+	renew   func() []byte // the element that goes before an acknowledgement; nil: none
+	acked   uint32        // stanzas acknowledged, modulo 2^32
+	asked   bool          // an <r/> is out
+	unasked int           // stanzas sent since the last <r/>
 
 	// of this socket only
 	control  [][]byte // elements that go before any stanza
@@ -87,6 +88,9 @@ func (q *queue) take(dst []byte, s socket, in uint32) (out []byte, last bool) {
 	q.control = nil
 	if q.ackDue {
 		q.ackDue = false
+		if q.renew != nil {
+			dst = s.frame(dst, q.renew())
+		}
 		dst = s.frame(dst, []byte("<a xmlns='"+xmpp.NSSM+"' h='"+strconv.FormatUint(uint64(in), 10)+"'/>"))
 	}
 	for len(dst) < batchBytes && q.head+q.sent < len(q.frames) {

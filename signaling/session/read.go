@@ -101,18 +101,21 @@ func (s *Session) enable(resume string) {
 		s.control(smFailed("unexpected-request"))
 		return
 	}
-	enabled := xmpp.New(xmpp.NSSM, "enabled")
-	token := ""
+	id := ""
 	if resume == "true" || resume == "1" {
-		token = auth.Token()
-		enabled.SetAttr("id", token).SetAttr("resume", "true").SetInt("max", int64(s.hibernation().Seconds()))
+		id = auth.Token()
 		s.srv.mu.Lock()
-		s.srv.byToken[token] = s
+		s.srv.byToken[id] = s
 		s.srv.mu.Unlock()
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.token, s.in, s.out.managed = token, 0, true
+	s.token, s.in, s.out.managed = id, 0, true
+	enabled := xmpp.New(xmpp.NSSM, "enabled")
+	if id != "" {
+		enabled = s.enabledLocked()
+		s.renews()
+	}
 	s.out.control = append(s.out.control, enabled.Append(nil))
 	s.wakeLocked()
 }

@@ -18,16 +18,17 @@ import (
 
 // A Server holds the sessions of this shard and delivers to them.
 type Server struct {
-	cfg  Config
-	half halfOpen
-	wg   sync.WaitGroup // one for each conn's goroutine
+	cfg    Config
+	half   halfOpen
+	sealer *sealer
+	wg     sync.WaitGroup // one for each conn's goroutine
 
-	overflows, throttled, resumed, refused atomic.Int64
+	overflows, throttled, resumed, revived, refused atomic.Int64
 
 	mu      sync.RWMutex
 	closed  bool
 	byJID   map[jid.JID]*Session // by full address
-	byToken map[string]*Session  // by resumption token
+	byToken map[string]*Session  // by the id in its resumption token
 }
 
 // New returns a Server without sessions. It starts nothing.
@@ -36,6 +37,7 @@ func New(cfg Config) *Server {
 	return &Server{
 		cfg:     cfg,
 		half:    halfOpen{max: cfg.HalfOpen, maxPerAddress: cfg.HalfOpenPerAddress},
+		sealer:  newSealer(cfg.ResumeKey),
 		byJID:   make(map[jid.JID]*Session),
 		byToken: make(map[string]*Session),
 	}
@@ -59,6 +61,7 @@ type Stats struct {
 	Sessions  int   // with an address, hibernating ones included
 	HalfOpen  int   // sockets without an address
 	Resumed   int64 // resumptions
+	Revived   int64 // sessions of another process that went on here
 	Refused   int64 // sockets refused because too many were half open
 	Overflows int64 // sessions ended because their queue was full
 	Throttled int64 // reads put off because of the rate
@@ -69,11 +72,11 @@ func (srv *Server) Stats() Stats {
 	srv.mu.RLock()
 	n := len(srv.byJID)
 	srv.mu.RUnlock()
-	return Stats{n, srv.half.count(), srv.resumed.Load(), srv.refused.Load(), srv.overflows.Load(), srv.throttled.Load()}
+	return Stats{n, srv.half.count(), srv.resumed.Load(), srv.revived.Load(), srv.refused.Load(), srv.overflows.Load(), srv.throttled.Load()}
 }
 
-// Close ends all sessions, tells their clients with the stream error system-shutdown, and waits until the
-// last Handler.Closed has returned, at most until ctx is done; then it closes what is left and waits.
+// Close ends all sessions, tells their clients with the stream error system-shutdown (those that could go on
+// elsewhere just lose their sockets, see Config.ResumeKey), and waits until the last Handler.Closed has returned, at most until ctx is done; then it closes what is left and waits.
 func (srv *Server) Close(ctx context.Context) {
 	srv.mu.Lock()
 	srv.closed = true
@@ -84,6 +87,10 @@ func (srv *Server) Close(ctx context.Context) {
 	srv.mu.Unlock()
 	srv.half.clear()
 	for _, s := range all {
+		if srv.sealer != nil && s.id.Account == "" {
+			s.Close("") // told that it is the end, the client would not come back
+			continue
+		}
 		s.Close("system-shutdown")
 	}
 	done := make(chan struct{})
@@ -371,7 +378,7 @@ func (s *Session) take(c *conn, h uint32, previd string) error {
 	s.handing.Lock()
 	defer s.handing.Unlock()
 	s.mu.Lock()
-	if s.ending || s.token != previd {
+	if s.ending || s.token == "" || s.token != sessionID(previd) {
 		s.mu.Unlock()
 		return errGone
 	}
@@ -393,8 +400,7 @@ func (s *Session) take(c *conn, h uint32, previd string) error {
 		s.ending, s.reason = true, err.Error()
 	}
 	if !s.ending {
-		resumed := xmpp.New(xmpp.NSSM, "resumed", "previd", previd).SetInt("h", int64(s.in))
-		s.out.control = append(s.out.control, resumed.Append(nil))
+		s.out.control = append(s.out.control, resumed(previd, s.in))
 		return nil
 	}
 	select {

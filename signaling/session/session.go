@@ -37,6 +37,7 @@ type Handler interface {
 	// to the handler.
 	Stanza(*Session, *xmpp.Element)
 	// Resumed is called when a new socket has taken the session over, before anything is read from it.
+	// For a session with Revived this is the first call, in the place of Opened.
 	Resumed(*Session)
 	// Closed is the last call: the session is gone for good and no longer in the table.
 	Closed(*Session)
@@ -88,6 +89,11 @@ type Config struct {
 	// A session whose queue overflows has lost a stanza and cannot be resumed: it is ended.
 	QueueFrames, QueueBytes int
 
+	// ResumeKey is a secret that all shards that a client may come to have, and the same one after a
+	// restart: a guest's session can then be resumed by one that never knew it (Session.Revived). When the
+	// server closes, guests are then not told that this is the end. Empty: sessions end with the process.
+	ResumeKey []byte
+
 	// Log gets a line when a session opens, resumes, hibernates or ends: at level info for accounts, debug
 	// for guests. nil: none.
 	Log *slog.Logger
@@ -137,6 +143,7 @@ type Session struct {
 
 	handing sync.Mutex    // held while a socket takes the session over
 	done    chan struct{} // closed when the session has ended and Closed has returned
+	revived bool
 
 	mu     sync.Mutex
 	out    queue
@@ -145,7 +152,7 @@ type Session struct {
 	owner  *conn  // whose goroutine owns the session
 	next   *conn  // is about to own it
 	taken  bool   // has been resumed at least once
-	token  string // for resumption; empty: not resumable
+	token  string // its id in resumption tokens; empty: not resumable
 	ending bool   // no more input, no resumption
 	reason string // why, for the log
 }
@@ -171,6 +178,10 @@ func (s *Session) Region() string { return s.id.Region }
 
 // Remote returns the peer's address.
 func (s *Session) Remote() netip.Addr { return s.id.Remote }
+
+// Revived reports whether the session began in another process, which is gone: the client believes that it
+// is in its room, and no room knows it.
+func (s *Session) Revived() bool { return s.revived }
 
 // Hibernating reports whether the session waits for its client to come back.
 func (s *Session) Hibernating() bool {
