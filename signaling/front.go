@@ -170,7 +170,7 @@ func (s *Server) webSocket(w http.ResponseWriter, r *http.Request, tenant string
 	s.sessions.ServeHTTP(w, r)
 }
 
-// conference is the conference request over HTTP (protocol notes, 2.2), answered as Jicofo does, and with
+// conference is the conference request over HTTP, answered as Jicofo does, and with
 // the CORS headers that Jicofo leaves to others.
 func (s *Server) conference(w http.ResponseWriter, r *http.Request) {
 	h := w.Header()

@@ -270,8 +270,8 @@ func TestServerDrains(t *testing.T) {
 	http.DefaultClient.CloseIdleConnections()
 }
 
-// A hundred come at once to one room; each of them sees all others, and nobody is cut (protocol notes,
-// section 9, step 50).
+// A hundred come at once to one room; each of them sees all others, and nobody is cut (ladder step
+// 50 of docs/PROTOCOL.md).
 func TestServerStorm(t *testing.T) {
 	defer goleak.VerifyNone(t)
 	const n = 100
