@@ -15,7 +15,6 @@ var ErrNoStructure = errors.New("codec: dependency descriptor without a structur
 const (
 	maxTemplates = 64
 	maxTargets   = 32
-	maxTID       = 7
 )
 
 // A Descriptor is what a dependency descriptor (AV1 RTP payload specification, appendix A) says about the
@@ -27,15 +26,10 @@ type Descriptor struct {
 	TID, SID   uint8
 	FDiffs     uint8 // how many frames it depends on directly
 
-	// Present and Switch are about the temporal layer that a receiver gets: bit t of Present says that the frame
-	// belongs to the stream of layers 0 to t, bit t of Switch that a receiver of fewer layers can go up to t here.
-	Present, Switch uint8
-
 	// HasStructure: this packet brought a template structure, with Templates ids from TemplateOffset on.
 	HasStructure   bool
 	TemplateOffset uint8
 	Templates      uint8
-	Height         uint16 // smaller dimension of the highest spatial layer, 0 unknown; only with HasStructure
 }
 
 // A DescriptorReader reads the descriptors of one encoding in order; it remembers their template structure.
@@ -50,24 +44,26 @@ type structure struct {
 	templates int
 	targets   int
 	chains    int
-	height    uint16
+	spatial   uint8
+	heights   [MaxSpatial]uint16
 	layer     [maxTemplates]template
-	target    [maxTargets]layerID // highest layer in each decode target
-	byTID     [maxTID + 1]uint8   // the decode target that carries the layers up to a TID
+	target    [maxTargets]layerID              // highest layer in each decode target
+	byLayer   [MaxSpatial * (MaxTID + 1)]uint8 // the decode target for sid<<3|tid
 }
 
 type template struct {
 	layerID
-	fdiffs         uint8
-	present, canGo uint32 // by decode target: not "not present"; "switch"
-	presentT, goT  uint8  // the same by TID
+	fdiffs            uint8
+	present, canGo    uint32 // by decode target: not "not present"; "switch"
+	presentL, switchL Layers
 }
 
 type layerID struct{ tid, sid uint8 }
 
-// Read parses b into d. After ErrNoStructure d holds the fields that every descriptor has; after ErrDescriptor
-// nothing of d is to be used.
-func (r *DescriptorReader) Read(b []byte, d *Descriptor) error {
+// Read parses b into the Descriptor, layers and sizes of f. After ErrNoStructure the descriptor holds the fields
+// that every one has; after ErrDescriptor nothing of it is to be used.
+func (r *DescriptorReader) Read(b []byte, f *Frame) error {
+	d := &f.Descriptor
 	*d = Descriptor{}
 	if len(b) < 3 {
 		return ErrDescriptor
@@ -86,10 +82,13 @@ func (r *DescriptorReader) Read(b []byte, d *Descriptor) error {
 				return ErrDescriptor
 			}
 			r.s, r.valid = s, true
-			d.HasStructure, d.TemplateOffset, d.Templates, d.Height = true, s.offset, uint8(s.templates), s.height
+			d.HasStructure, d.TemplateOffset, d.Templates = true, s.offset, uint8(s.templates)
+			f.Spatial, f.Heights = s.spatial, s.heights
 		}
 		if hasActive && r.valid {
-			bits.read(r.s.targets)
+			if active := bits.read(r.s.targets); active != 0 {
+				f.Spatial, f.Heights = r.s.active(active), r.s.heights
+			}
 		}
 	}
 	if !r.valid {
@@ -101,7 +100,7 @@ func (r *DescriptorReader) Read(b []byte, d *Descriptor) error {
 	}
 	t := &r.s.layer[index]
 	d.TID, d.SID, d.FDiffs = t.tid, t.sid, t.fdiffs
-	d.Present, d.Switch = t.presentT, t.goT
+	f.Present, f.Switch = t.presentL, t.switchL
 	if customDTIs {
 		var present, canGo uint32
 		for i := range r.s.targets {
@@ -113,7 +112,7 @@ func (r *DescriptorReader) Read(b []byte, d *Descriptor) error {
 				canGo |= 1 << i
 			}
 		}
-		d.Present, d.Switch = r.s.fold(present), r.s.fold(canGo)
+		f.Present, f.Switch = r.s.fold(present), r.s.fold(canGo)
 	}
 	if customFDiffs {
 		d.FDiffs = 0
@@ -159,7 +158,7 @@ func (s *structure) read(bits *bitReader) bool {
 			l.tid = 0
 			l.sid++
 		}
-		if l.tid > maxTID || l.sid > 3 {
+		if l.tid > MaxTID || l.sid >= MaxSpatial {
 			return false
 		}
 	}
@@ -195,50 +194,65 @@ func (s *structure) read(bits *bitReader) bool {
 			bits.read(4)
 		}
 	}
+	s.spatial = l.sid + 1
 	if bits.flag() {
-		for range l.sid + 1 {
+		for i := range s.spatial {
 			w, h := bits.read(16)+1, bits.read(16)+1
-			s.height = uint16(min(w, h, 1<<16-1))
+			s.heights[i] = uint16(min(w, h, 1<<16-1))
 		}
 	}
 	if bits.bad {
 		return false
 	}
-	for tid := range s.byTID {
-		best, found := 0, false
-		for dt := range s.targets {
-			a, b := s.target[dt], s.target[best]
-			if int(a.tid) > tid {
-				continue
-			}
-			if !found || a.tid > b.tid || a.tid == b.tid && a.sid > b.sid {
-				best, found = dt, true
-			}
-		}
-		if !found { // no target is that low: the lowest there is
-			for dt := range s.targets {
-				if s.target[dt].tid < s.target[best].tid {
-					best = dt
-				}
-			}
-		}
-		s.byTID[tid] = uint8(best)
+	for i := range s.byLayer {
+		s.byLayer[i] = uint8(s.best(layerID{tid: uint8(i & 7), sid: uint8(i >> 3)}))
 	}
 	for i := range s.templates {
 		t := &s.layer[i]
-		t.presentT, t.goT = s.fold(t.present), s.fold(t.canGo)
+		t.presentL, t.switchL = s.fold(t.present), s.fold(t.canGo)
 	}
 	return true
 }
 
-// fold turns a mask by decode target into one by temporal layer.
-func (s *structure) fold(targets uint32) (tids uint8) {
-	for tid, dt := range s.byTID {
-		if targets&(1<<dt) != 0 {
-			tids |= 1 << tid
+// best returns the decode target for a layer: the highest that does not go beyond it, spatial layers first, or
+// the lowest there is.
+func (s *structure) best(want layerID) int {
+	best, lowest := -1, 0
+	for dt := range s.targets {
+		l := s.target[dt]
+		if l.tid <= want.tid && l.sid <= want.sid && (best < 0 || s.target[best].below(l)) {
+			best = dt
+		}
+		if l.below(s.target[lowest]) {
+			lowest = dt
 		}
 	}
-	return tids
+	if best < 0 {
+		return lowest
+	}
+	return best
+}
+
+func (l layerID) below(m layerID) bool { return l.sid < m.sid || l.sid == m.sid && l.tid < m.tid }
+
+// active returns how many spatial layers a mask of decode targets leaves.
+func (s *structure) active(targets uint32) (spatial uint8) {
+	for dt := range s.targets {
+		if targets>>dt&1 != 0 {
+			spatial = max(spatial, s.target[dt].sid+1)
+		}
+	}
+	return spatial
+}
+
+// fold turns a mask by decode target into a set of layers.
+func (s *structure) fold(targets uint32) (l Layers) {
+	for i, dt := range s.byLayer {
+		if targets&(1<<dt) != 0 {
+			l |= 1 << i
+		}
+	}
+	return l
 }
 
 // RewriteDescriptor shifts the frame number and the template ids of a descriptor, in place. b was accepted by
@@ -250,6 +264,65 @@ func RewriteDescriptor(b []byte, frame uint16, template uint8) {
 		offset := (b[3]<<3&0x38 | b[4]>>5) + template
 		b[3] = b[3]&0xf8 | offset>>3&0x07
 		b[4] = b[4]&0x1f | offset<<5
+	}
+}
+
+// MaxDescriptor is the length that AppendMasked needs at most.
+const MaxDescriptor = 260
+
+// AppendMasked appends b, a descriptor with a structure, with its mask of active decode targets reduced to those
+// of a layer (sid<<3|tid), so that the receiver does not wait for what it will not get. Anything else, and one
+// that has no spatial layers, is appended as it is.
+func AppendMasked(dst, b []byte, layer int) []byte {
+	var s structure
+	bits := bitReader{b: b, at: 24}
+	if len(b) <= 3 || len(b) > MaxDescriptor-8 || b[3]&0x80 == 0 {
+		return append(dst, b...)
+	}
+	bits.flag()
+	hasActive := bits.flag()
+	bits.read(3)
+	if !s.read(&bits) || s.spatial < 2 {
+		return append(dst, b...)
+	}
+	end := bits.at
+	active := uint32(1)<<s.targets - 1
+	if hasActive {
+		active &= bits.read(s.targets)
+	}
+	for dt := range s.targets {
+		if l := s.target[dt]; int(l.sid) > layer>>3 || int(l.tid) > layer&7 {
+			active &^= 1 << dt
+		}
+	}
+	if bits.bad || active == 0 {
+		return append(dst, b...)
+	}
+	var out [MaxDescriptor]byte
+	w := bitCopier{to: out[:]}
+	w.copy(b, 0, end)
+	out[3] |= 0x40 // active_decode_targets_present_flag
+	w.put(active, s.targets)
+	w.copy(b, bits.at, 8*len(b)) // with the padding of the last byte, which means nothing
+	return append(dst, out[:(w.at+7)/8]...)
+}
+
+// A bitCopier writes big-endian bit fields into zeroed memory that is large enough.
+type bitCopier struct {
+	to []byte
+	at int
+}
+
+func (w *bitCopier) put(v uint32, n int) {
+	for i := n - 1; i >= 0; i-- {
+		w.to[w.at>>3] |= byte(v>>i&1) << (7 - w.at&7)
+		w.at++
+	}
+}
+
+func (w *bitCopier) copy(b []byte, from, to int) {
+	for ; from < to; from++ {
+		w.put(uint32(b[from>>3]>>(7-from&7)&1), 1)
 	}
 }
 

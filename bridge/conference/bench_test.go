@@ -59,9 +59,9 @@ func oneToMany(t testing.TB, n int, leg func() Leg) (*room, *client) {
 		e.SetConstraints(want(720), r.now)
 	}
 	// A first second: slots, key frames, histories.
-	for range 60 {
+	for i := range 60 {
 		r.pass(33 * time.Millisecond)
-		alice.frame(2, 6, r.frames == 0)
+		alice.frame(2, 6, i%20 == 0) // more than one key frame, for allocation goes by parts
 		alice.audio(30)
 		r.flush()
 	}

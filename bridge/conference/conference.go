@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"plenum/bridge/allocate"
+	"plenum/bridge/codec"
 	"plenum/bridge/packet"
 	"plenum/bridge/speaker"
 )
@@ -108,15 +109,17 @@ type nackTarget struct {
 
 // scratch is working memory that is borrowed for one call at a time.
 type scratch struct {
-	header   [512]byte
-	payload  [packet.MaxBytes + 2]byte
-	rtcp     [packet.MaxBytes]byte
-	seqs     []uint16
-	mappings []Mapping
-	names    []string
-	sources  []allocate.Source
-	previous []EndpointID
-	reports  []packet.Report
+	header     [512]byte
+	payload    [packet.MaxBytes + 2]byte
+	frame      codec.Frame
+	descriptor [codec.MaxDescriptor]byte
+	rtcp       [packet.MaxBytes]byte
+	seqs       []uint16
+	mappings   []Mapping
+	names      []string
+	sources    []allocate.Source
+	previous   []EndpointID
+	reports    []packet.Report
 
 	receivers []*Endpoint
 }

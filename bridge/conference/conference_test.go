@@ -48,7 +48,7 @@ func continuous(t *testing.T, packets []got, pictures bool) {
 		if i == 0 && !f.Key {
 			t.Fatal("does not begin with a key frame")
 		}
-		if f.Numbering == codec.ByDescriptor && f.Descriptor.Present == 0xff && f.Descriptor.TID > 0 {
+		if f.Numbering == codec.ByDescriptor && f.Present == 1<<32-1 && f.Descriptor.TID > 0 {
 			t.Fatalf("packet %d: no structure for its template", i)
 		}
 		if i > 0 {
@@ -69,7 +69,7 @@ func continuous(t *testing.T, packets []got, pictures bool) {
 			if f.Start && !pictures && f.Descriptor.Frame != last.Descriptor.Frame+1 {
 				t.Fatalf("packet %d: frame %d after %d", i, f.Descriptor.Frame, last.Descriptor.Frame)
 			}
-			if f.Key && f.Descriptor.HasStructure && f.Height != last.Height && last.Height != 0 {
+			if f.Key && f.Descriptor.HasStructure && f.Heights != last.Heights && last.Heights[0] != 0 {
 				if was := last.Descriptor.TemplateOffset; f.Descriptor.TemplateOffset == was {
 					t.Fatalf("packet %d: the new structure has the ids of the old one", i)
 				}
@@ -78,7 +78,7 @@ func continuous(t *testing.T, packets []got, pictures bool) {
 		h := last
 		last = f
 		if !f.Key {
-			last.Height, last.Descriptor.TemplateOffset = h.Height, h.Descriptor.TemplateOffset
+			last.Heights, last.Descriptor.TemplateOffset = h.Heights, h.Descriptor.TemplateOffset
 		}
 	}
 }
@@ -87,8 +87,8 @@ func heights(packets []got) (out []int) {
 	for _, g := range packets {
 		var f codec.Frame
 		codec.ParseVP8(g.r.Payload, &f)
-		if f.Key && (len(out) == 0 || out[len(out)-1] != f.Height) {
-			out = append(out, f.Height)
+		if f.Key && (len(out) == 0 || out[len(out)-1] != int(f.Heights[0])) {
+			out = append(out, int(f.Heights[0]))
 		}
 	}
 	return out

@@ -206,7 +206,10 @@ func (e *Endpoint) addSource(s Source, tell bool) {
 			clock = 48000
 		}
 		enc := &encoding{Encoding: n, stream: receive.Stream{SSRC: n.SSRC, Clock: clock, Repair: s.Kind == Video}}
-		enc.height = 180 << i
+		enc.spatial = 1
+		for sid := range enc.heights {
+			enc.heights[sid] = 180 << (i + sid)
+		}
 		src.encodings = append(src.encodings, enc)
 		e.streams[n.SSRC] = stream{source: src, encoding: i}
 		if n.RTX != 0 {

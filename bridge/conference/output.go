@@ -212,21 +212,24 @@ func (o *output) send(p *project.Packet) {
 	}
 	project.Rewrite(p.RTP.Payload, &p.Frame, out.Offsets)
 	h := packet.Header{
-		PT: p.RTP.PT(), Marker: p.RTP.Marker(), Seq: out.Seq, Timestamp: out.Timestamp, SSRC: o.ssrc,
+		PT: p.RTP.PT(), Marker: p.RTP.Marker() || project.Ends(&p.Frame, out.Offsets), Seq: out.Seq, Timestamp: out.Timestamp, SSRC: o.ssrc,
 	}
-	header := o.header(h, &p.RTP, out.Offsets)
+	header := o.header(h, &p.RTP, &p.Frame, out.Offsets)
 	o.count(len(header), len(p.RTP.Payload))
 	o.used = p.Arrival
 	o.e.leg.SendRTP(header, p.RTP.Payload)
 }
 
 // header builds an outgoing header in the conference's scratch.
-func (o *output) header(h packet.Header, in *packet.RTP, off project.Offsets) []byte {
+func (o *output) header(h packet.Header, in *packet.RTP, f *codec.Frame, off project.Offsets) []byte {
 	e := o.e
 	b := h.Append(e.c.scratch.header[:0])
 	var descriptor []byte
-	if o.kind == Video {
+	if f.Numbering == codec.ByDescriptor && e.ext.DependencyDescriptor != 0 {
 		descriptor = in.Extension(o.source.owner.ext.DependencyDescriptor)
+		if f.Descriptor.HasStructure {
+			descriptor = codec.AppendMasked(e.c.scratch.descriptor[:0], descriptor, int(off.Layer))
+		}
 	}
 	b, x := packet.BeginExtensions(b, len(descriptor) > 16)
 	if o.kind == Audio {
@@ -235,7 +238,7 @@ func (o *output) header(h packet.Header, in *packet.RTP, off project.Offsets) []
 			b[len(b)-1] = level[0]
 		}
 	} else {
-		if len(descriptor) >= 3 && e.ext.DependencyDescriptor != 0 {
+		if len(descriptor) >= 3 {
 			b = x.Add(b, e.ext.DependencyDescriptor, len(descriptor))
 			d := b[len(b)-len(descriptor):]
 			copy(d, descriptor)
@@ -295,17 +298,14 @@ func (o *output) resend(seq uint16, now time.Time) {
 	e.rtxBudget--
 	b := append(e.c.scratch.payload[:0], byte(seq>>8), byte(seq))
 	b = append(b, r.Payload...)
-	if format.codec == codec.VP8 {
-		var f codec.Frame
-		if codec.ParseVP8(b[2:], &f) {
-			project.Rewrite(b[2:], &f, off)
-		}
-	}
+	f := &e.c.scratch.frame
+	src.encodings[encoding].reader.Again(format.codec, b[2:], r.Extension(src.owner.ext.DependencyDescriptor), f)
+	project.Rewrite(b[2:], f, off)
 	o.rtxSeq++
 	h := packet.Header{
-		PT: format.rtx, Marker: r.Marker(), Seq: o.rtxSeq, Timestamp: r.Timestamp() + off.Timestamp, SSRC: o.rtx,
+		PT: format.rtx, Marker: r.Marker() || project.Ends(f, off), Seq: o.rtxSeq, Timestamp: r.Timestamp() + off.Timestamp, SSRC: o.rtx,
 	}
-	header := o.header(h, &r, off)
+	header := o.header(h, &r, f, off)
 	n := uint64(len(header) + len(b))
 	e.packetsOut++
 	e.bytesOut += n

@@ -180,12 +180,13 @@ var (
 	structure, _ = hex.DecodeString("c000018002044eaaaf2860414d34538a0940404fc02cc0")
 	templates    = func() (out [3]uint8) {
 		var r codec.DescriptorReader
-		var d codec.Descriptor
-		if err := r.Read(structure, &d); err != nil {
+		var f codec.Frame
+		d := &f.Descriptor
+		if err := r.Read(structure, &f); err != nil {
 			panic(err)
 		}
 		for t := range d.Templates {
-			if err := r.Read([]byte{t, 0, 0}, &d); err == nil && d.FDiffs > 0 {
+			if err := r.Read([]byte{t, 0, 0}, &f); err == nil && d.FDiffs > 0 {
 				out[d.TID] = t
 			}
 		}

@@ -17,6 +17,7 @@ const (
 	idleDesktop = 10 * time.Second
 	// An encoding that has stopped while another of its source goes on is noticed sooner.
 	idleBeside    = 600 * time.Millisecond
+	goneAfter     = 3 // pictures without its highest spatial layer, and an encoding has it no more
 	silentPackets = 4 // consecutive silent audio packets that pass
 	silence       = 127
 	untold        = -2 // no height was told
@@ -62,8 +63,10 @@ type encoding struct {
 	stream  receive.Stream
 	reader  codec.Reader
 	history receive.History
-	rates   [project.AllLayers + 1]receive.Rate // by temporal layer
-	height  int
+	rates   [codec.MaxSpatial][codec.MaxTID + 1]receive.Rate // by spatial and temporal layer
+	heights [codec.MaxSpatial]int
+	spatial int // spatial layers that come, at least 1
+	lower   int // pictures in a row that ended below the highest of them
 	top     int // highest temporal layer seen
 	active  bool
 	came    time.Time // last media packet
@@ -144,20 +147,63 @@ func (src *source) liveness(now time.Time) (changed bool) {
 	return changed
 }
 
-// choices lists the layers that are there, in rising quality. Index is the encoding times eight plus the
-// temporal layer.
+// learn notes what a packet says of the layers of its encoding, and reports whether that is new.
+func (enc *encoding) learn(f *codec.Frame, marker bool) bool {
+	sid, tid := f.SID(), f.TID()
+	spatial, heights := enc.spatial, enc.heights
+	switch {
+	case f.Spatial != 0:
+		spatial = int(f.Spatial)
+		for i, h := range f.Heights {
+			if h != 0 {
+				heights[i] = int(h)
+			}
+		}
+		enc.lower = 0
+	case sid >= spatial:
+		spatial, enc.lower = sid+1, 0
+	case marker && sid < spatial-1:
+		if enc.lower++; enc.lower == goneAfter {
+			spatial, enc.lower = sid+1, 0
+		}
+	case marker:
+		enc.lower = 0
+	}
+	if spatial == enc.spatial && heights == enc.heights && tid <= enc.top {
+		return false
+	}
+	enc.spatial, enc.heights, enc.top = spatial, heights, max(tid, enc.top)
+	return true
+}
+
+// bps is what the encoding takes.
+func (enc *encoding) bps(now time.Time) (bps int64) {
+	for sid := range enc.rates {
+		for tid := range enc.rates[sid] {
+			bps += enc.rates[sid][tid].BPS(now)
+		}
+	}
+	return bps
+}
+
+// choices lists the layers that are there, in rising quality. Index is the encoding, the spatial and the temporal
+// layer, as encoding<<6|sid<<3|tid.
 func (src *source) choices(now time.Time) []allocate.Layer {
 	src.layers = src.layers[:0]
 	for i, enc := range src.encodings {
 		if !enc.active {
 			continue
 		}
-		var bps int64
-		for tid := 0; tid <= enc.top; tid++ {
-			bps += enc.rates[tid].BPS(now)
-			src.layers = append(src.layers, allocate.Layer{
-				Height: enc.height, FPS: 30 / float64(int(1)<<(enc.top-tid)), Bitrate: max(bps, 1), Index: i<<3 | tid,
-			})
+		var below [codec.MaxTID + 1]int64 // what the lower spatial layers take, by temporal layer
+		for sid := range enc.spatial {
+			var bps int64
+			for tid := 0; tid <= enc.top; tid++ {
+				bps += enc.rates[sid][tid].BPS(now)
+				below[tid] += bps
+				src.layers = append(src.layers, allocate.Layer{
+					Height: enc.heights[sid], FPS: 30 / float64(int(1)<<(enc.top-tid)), Bitrate: max(below[tid], 1), Index: i<<6 | sid<<3 | tid,
+				})
+			}
 		}
 	}
 	return src.layers

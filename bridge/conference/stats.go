@@ -45,11 +45,7 @@ func (c *Conference) Snapshot(now time.Time) Stats {
 		for _, src := range e.sources {
 			ss := SourceStats{Name: src.name, Receivers: len(src.takers), MaxHeight: src.maxHeight()}
 			for _, enc := range src.encodings {
-				var bps int64
-				for i := range enc.rates {
-					bps += enc.rates[i].BPS(now)
-				}
-				ss.Bitrates, ss.Heights = append(ss.Bitrates, bps), append(ss.Heights, enc.height)
+				ss.Bitrates, ss.Heights = append(ss.Bitrates, enc.bps(now)), append(ss.Heights, enc.heights[enc.spatial-1])
 			}
 			d.Sources = append(d.Sources, ss)
 		}

@@ -159,13 +159,13 @@ func (e *Endpoint) allocate(all []allocate.Source, now time.Time) {
 			o.stream.SetTarget(-1, 0)
 			continue
 		}
-		encoding, tid := r.Layer>>3, r.Layer&7
-		if tid == src.encodings[encoding].top {
-			tid = project.AllLayers
+		encoding, layer := r.Layer>>6, r.Layer&0x3f
+		if layer&7 == src.encodings[encoding].top {
+			layer |= project.AllLayers
 		}
 		waited := o.stream.Waiting()
 		before, _ := o.stream.Target()
-		o.stream.SetTarget(encoding, tid)
+		o.stream.SetTarget(encoding, layer)
 		if o.stream.Waiting() && (!waited || before != encoding) && !src.keyInBatch(encoding) {
 			src.keys.Ask()
 		}

@@ -25,7 +25,7 @@ const (
 	// maxSkew bounds how far capture times may disagree with times of arrival before they are not believed.
 	maxSkew = 500 * time.Millisecond
 	// AllLayers as a temporal layer is every one there is.
-	AllLayers = 7
+	AllLayers = codec.MaxTID
 )
 
 // A Packet is one packet of one source as it came in.
@@ -38,13 +38,14 @@ type Packet struct {
 	Capture  int64 // the sender's wall clock of the frame in microseconds; 0 unknown
 }
 
-// Offsets are what is added to the numbers of an input packet.
+// Offsets are what is added to the numbers of an input packet, and the layer (sid<<3|tid) that the receiver gets.
 type Offsets struct {
 	Timestamp uint32
 	Picture   uint16
 	TL0       uint8
 	Frame     uint16
 	Template  uint8
+	Layer     uint8
 }
 
 // A run is a stretch of input packets of one encoding that share their offsets.
@@ -69,7 +70,7 @@ type Stream struct {
 	Clock uint32 // of timestamps, Hz
 
 	target, current int // encodings plus 1; 0 is none
-	tid             int // wanted temporal layer
+	want            int // layer of the target, sid<<3|tid
 	codec           codec.Codec
 
 	runs    []run
@@ -89,29 +90,40 @@ type Stream struct {
 	templates uint8 // template id that follows those in use
 
 	// thinning
-	layer   int    // temporal layers up to this one pass
-	decided uint32 // the frame that verdict is about, plus 1<<16
+	layer   int    // that passes, sid<<3|tid
+	nested  bool   // the lowest spatial layer passes too
+	decided uint32 // the frame that verdict is about, plus known
 	verdict bool
-	dropped uint32 // the frame that was last closed up, plus 1<<16
+	dropped uint32 // the frame that was last closed up, plus known
 }
 
-// SetTarget asks for an encoding, -1 for none, with temporal layers up to tid. It takes effect at the next key
-// frame of that encoding; none at once.
-func (s *Stream) SetTarget(encoding, tid int) {
-	s.target, s.tid = encoding+1, tid
+// known is added to the name of a frame, so that none is 0.
+const known = 1 << 31
+
+// SetTarget asks for an encoding, -1 for none, with a layer of it, which is sid<<3|tid: spatial layer sid with
+// temporal layers up to tid. It takes effect at the next key frame of that encoding, or, within it, where the
+// frames allow; none at once.
+func (s *Stream) SetTarget(encoding, layer int) {
+	s.target, s.want = encoding+1, layer
 	if s.target == 0 {
 		s.pause()
 	}
 }
 
 // Target returns what SetTarget asked for.
-func (s *Stream) Target() (encoding, tid int) { return s.target - 1, s.tid }
+func (s *Stream) Target() (encoding, layer int) { return s.target - 1, s.want }
 
 // Current is the encoding that is being forwarded, -1 for none.
 func (s *Stream) Current() int { return s.current - 1 }
 
 // Waiting reports whether a key frame of the target is needed.
-func (s *Stream) Waiting() bool { return s.target != 0 && s.current != s.target }
+func (s *Stream) Waiting() bool {
+	if s.target == 0 || s.current != s.target {
+		return s.target != 0
+	}
+	sid, wanted := s.layer>>3, s.want>>3
+	return wanted > sid || wanted < sid && !s.nested
+}
 
 // Takeover says that another source follows on the same output stream.
 func (s *Stream) Takeover() {
@@ -143,9 +155,14 @@ func (s *Stream) Accept(p *Packet, out *Output) bool {
 	return s.late(p, out)
 }
 
-// entry reports whether a receiver can begin with this packet.
+// entry reports whether a receiver can begin with this packet: with a key frame, or with any frame of a codec of
+// which we do not know them.
 func entry(f *codec.Frame) bool {
-	return f.Key || f.Start && f.Numbering == codec.Plain && f.Codec != codec.VP8
+	switch f.Codec {
+	case codec.VP8, codec.VP9, codec.H264, codec.AV1:
+		return f.Key
+	}
+	return f.Key || f.Start && f.Numbering == codec.Plain
 }
 
 // pause ends the newest run.
@@ -185,6 +202,7 @@ func (s *Stream) begin(p *Packet) {
 	s.highest = p.Seq - 1
 	s.current, s.codec, s.from, s.shift = p.Encoding+1, p.Frame.Codec, p.Encoding+1, r.Timestamp
 	s.layer, s.decided, s.dropped = s.limit(), 0, 0
+	s.runs[len(s.runs)-1].Layer = uint8(s.layer)
 }
 
 // advance returns the output timestamp of p, which follows on a change of the encoding: as much later as its
@@ -225,6 +243,9 @@ func (s *Stream) forward(p *Packet, out *Output) bool {
 	if !s.passes(&p.Frame) {
 		s.drop(p)
 		return false
+	}
+	if newest.Layer>>3 != uint8(s.layer>>3) {
+		newest = s.relayer(p.Seq)
 	}
 	s.highest = p.Seq
 	s.place(p, newest, out)
@@ -275,60 +296,114 @@ func (s *Stream) place(p *Packet, r *run, out *Output) {
 	*out = Output{Seq: uint16(p.Seq + r.seq), Timestamp: p.RTP.Timestamp() + r.Timestamp, Offsets: r.Offsets}
 }
 
-// limit is the temporal layer that may pass now; a receiver that waits for a smaller picture gets the base.
-func (s *Stream) limit() int {
-	if s.target != 0 && s.target < s.current {
-		return 0
+// relayer has the newest run begin anew at a packet from which on another spatial layer is the highest.
+func (s *Stream) relayer(first int64) *run {
+	newest := &s.runs[len(s.runs)-1]
+	if newest.first <= s.highest {
+		r := *newest
+		newest.last, r.first = first-1, first
+		s.push(r)
+		newest = &s.runs[len(s.runs)-1]
 	}
-	return s.tid
+	newest.Layer = uint8(s.layer)
+	return newest
+}
+
+// limit is the layer that may pass now; a receiver that waits for a smaller picture gets the base of this one.
+func (s *Stream) limit() int {
+	switch {
+	case s.target == s.current:
+		return s.want
+	case s.target < s.current:
+		return s.layer &^ 7
+	}
+	return s.layer&^7 | s.want&7
 }
 
 // passes decides whether a frame of the current encoding goes out, one verdict for all packets of a frame.
 // A frame may be left out when nothing that goes out depends on it.
 func (s *Stream) passes(f *codec.Frame) bool {
-	limit := s.limit()
-	switch f.Numbering {
-	case codec.ByDescriptor:
-		d := &f.Descriptor
-		id := uint32(d.Frame) | 1<<16
-		if id == s.decided {
-			return s.verdict
-		}
-		if s.decided != 0 && !packet.Newer(d.Frame, uint16(s.decided)) {
-			return d.Present>>s.layer&1 != 0
-		}
-		switch {
-		case f.Key || limit < s.layer:
-			s.layer = limit
-		case limit > s.layer:
-			for t := limit; t > s.layer; t-- {
-				if d.Switch>>t&1 != 0 {
-					s.layer = t
-					break
-				}
-			}
-		}
-		s.decided, s.verdict = id, d.Present>>s.layer&1 != 0
+	if f.Numbering == codec.Plain {
+		return true
+	}
+	id := name(f)
+	switch {
+	case id == s.decided:
 		return s.verdict
-	case codec.ByPicture:
-		id := uint32(f.Picture.ID) | 1<<16
-		if id == s.decided {
-			return s.verdict
+	case s.decided != 0 && !s.newer(f):
+		if f.Numbering == codec.ByPicture {
+			return int(f.Picture.TID) <= s.layer
 		}
+		return f.Present.Has(s.layer)
+	}
+	limit := s.limit()
+	if f.Numbering == codec.ByPicture {
 		tid := int(f.Picture.TID)
-		if s.decided != 0 && !newerPicture(f.Picture, uint16(s.decided)) {
-			return tid <= s.layer
-		}
 		switch {
 		case f.Key || limit < s.layer:
-			s.layer = limit
+			s.layer = limit & 7
 		case limit > s.layer && tid == s.layer+1 && f.Picture.Sync:
 			s.layer = tid
 		}
 		s.decided, s.verdict = id, tid <= s.layer
 		return s.verdict
 	}
-	return true
+	if f.Key {
+		s.layer = limit
+		if top := int(f.Spatial) - 1; top >= 0 && top < limit>>3 { // there is less than was asked for
+			s.layer = top<<3 | limit&7
+		}
+	} else if limit != s.layer {
+		s.change(f, limit)
+	}
+	s.decided, s.verdict = id, f.Present.Has(s.layer)
+	if f.SID() == 0 && !f.Key {
+		s.nested = s.verdict
+	}
+	return s.verdict
+}
+
+// change goes towards another layer as far as the frame, which is not a key frame, allows.
+func (s *Stream) change(f *codec.Frame, limit int) {
+	sid, tid := s.layer>>3, s.layer&7
+	switch {
+	case limit>>3 == sid && limit&7 < tid: // its frames do not depend on higher layers
+		s.layer = limit
+	case f.Present.Has(s.layer): // it can be decoded
+		for t := limit & 7; t >= 0; t-- {
+			to := limit&^7 | t
+			if limit>>3 == sid && t <= tid {
+				break
+			}
+			if f.Switch.Has(to) {
+				s.layer = to
+				break
+			}
+		}
+	}
+}
+
+// name is that of the frame, plus known.
+func name(f *codec.Frame) uint32 {
+	switch f.Numbering {
+	case codec.ByDescriptor:
+		return known | uint32(f.Descriptor.Frame)
+	case codec.ByPicture, codec.ByLayers:
+		return known | uint32(f.Picture.SID)<<16 | uint32(f.Picture.ID)
+	}
+	return 0
+}
+
+// newer reports whether f comes after the frame that was decided last.
+func (s *Stream) newer(f *codec.Frame) bool {
+	last := uint16(s.decided)
+	if f.Numbering == codec.ByDescriptor {
+		return packet.Newer(f.Descriptor.Frame, last)
+	}
+	if f.Picture.ID == last {
+		return f.Picture.SID > uint8(s.decided>>16&0x7f)
+	}
+	return newerPicture(f.Picture, last)
 }
 
 func newerPicture(p codec.Picture, than uint16) bool {
@@ -340,16 +415,10 @@ func newerPicture(p codec.Picture, than uint16) bool {
 
 // drop leaves p, which is at the head, out and closes the gap.
 func (s *Stream) drop(p *Packet) {
-	id := uint32(0)
-	switch f := &p.Frame; f.Numbering {
-	case codec.ByDescriptor:
-		id = uint32(f.Descriptor.Frame) | 1<<16
-	case codec.ByPicture:
-		id = uint32(f.Picture.ID) | 1<<16
-	}
+	id := name(&p.Frame)
 	same := id != 0 && id == s.dropped
 	newest := s.skip(p.Seq, same)
-	if !same && p.Frame.Picture.IDAt != 0 {
+	if !same && p.Frame.Picture.IDAt != 0 && p.Frame.Codec == codec.VP8 { // VP9's name each other by difference
 		newest.Picture--
 	}
 	s.dropped = id
@@ -424,6 +493,12 @@ func (s *Stream) MapTimestamp(encoding int, timestamp uint32) (out uint32, ok bo
 // takes every byte from the picture as parsed, so that several receivers can share the payload one by one.
 func Rewrite(payload []byte, f *codec.Frame, o Offsets) {
 	if f.Picture.IDAt|f.Picture.TL0At != 0 {
-		codec.RewriteVP8(payload, &f.Picture, f.Picture.ID+o.Picture, f.Picture.TL0+o.TL0)
+		codec.RewritePicture(payload, &f.Picture, f.Picture.ID+o.Picture, f.Picture.TL0+o.TL0)
 	}
+}
+
+// Ends reports whether a packet is the last of its picture for a receiver of o.Layer: it carries the marker then,
+// which the sender gave to a higher layer.
+func Ends(f *codec.Frame, o Offsets) bool {
+	return f.End && f.SID() == int(o.Layer>>3) && f.Numbering != codec.Plain
 }

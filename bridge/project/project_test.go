@@ -57,10 +57,11 @@ func (s *sender) next(n int, key bool, now time.Time) (out []Packet) {
 		case codec.ByDescriptor:
 			f.Descriptor = codec.Descriptor{
 				Start: i == 0, End: i == n-1, Frame: s.frame, Template: s.template + uint8(tid), TID: tid,
-				Present: 0xff << tid, HasStructure: key && i == 0, TemplateOffset: s.template, Templates: 5,
+				HasStructure: key && i == 0, TemplateOffset: s.template, Templates: 5,
 			}
+			f.Present = 0xff << tid & 0xff * 0x01010101
 			if tid == 0 {
-				f.Descriptor.Switch = 0xff
+				f.Switch = 1<<32 - 1
 			} else {
 				f.Descriptor.FDiffs = 1
 			}
