@@ -56,6 +56,8 @@ type devOptions struct {
 	bridges                     int
 	logLevel, logFormat         string
 
+	resumeKey string
+
 	hibernation time.Duration // for tests: how long a lost session is kept; 0 is the default
 }
 
@@ -63,6 +65,7 @@ type devOptions struct {
 var devSettings = []setting{
 	{"http", "signaling", "http"}, {"xmpp", "signaling", "xmpp"}, {"domain", "signaling", "domain"}, {"tls", "signaling", "tls"},
 	{"account", "signaling", "account"}, {"web", "signaling", "web"}, {"config-js", "signaling", "config_js"},
+	{"resume-key", "signaling", "resume_key"},
 	{"media", "bridge", "media"}, {"advertise", "bridge", "advertise"}, {"bridges", "bridge", "bridges"},
 	{"bridge-http", "bridge", "http"}, {"bridge-ws", "bridge", "ws"},
 	{"metrics", "dev", "metrics"}, {"log-level", "log", "level"}, {"log-format", "log", "format"},
@@ -95,6 +98,7 @@ prints in two browser tabs and they have a call. Interrupt it to stop.`,
 	f.StringArrayVar(&o.accounts, "account", nil, "`NAME:PASSWORD` that may log in over TCP; repeatable")
 	f.StringVar(&o.web, "web", "", "folder `DIR` with an unpacked build of Jitsi Meet's web application, to serve in place of the built-in client")
 	f.Var(&o.configJS, "config-js", "`OBJECT` laid over config.js, deeper values over deeper ones")
+	f.StringVar(&o.resumeKey, "resume-key", "", "`SECRET` with which clients go on by themselves after a restart with the same one")
 	f.StringVar(&o.media, "media", "", "`ADDR:PORT` for media (default every address of this machine, port 10000)")
 	f.StringArrayVar(&o.advertise, "advertise", nil, "`PUBLIC[:PORT]` that clients behind NAT reach the media port by; repeatable")
 	f.IntVar(&o.bridges, "bridges", 1, "how many bridges to run; bridge `N` uses the media and bridge-http ports plus N")
@@ -231,6 +235,7 @@ func (d *dev) bind() error {
 		Log:           d.log,
 	}
 	config.Sessions.Hibernation = d.o.hibernation
+	config.Sessions.ResumeKey = []byte(d.o.resumeKey)
 	if d.o.tls {
 		certificate, err := selfSigned(time.Now())
 		if err != nil {

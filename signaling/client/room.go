@@ -32,6 +32,8 @@ const (
 	maxReadyWait   = 120 * time.Second
 	maxAnswerBytes = 64 << 10
 	leaveTimeout   = 5 * time.Second
+	roomVanished   = "Room creation is restricted" // what makes the stock client join anew
+	maxRejoins     = 3
 )
 
 // room is the participant's view of the room; it belongs to the participant's goroutine.
@@ -41,6 +43,7 @@ type room struct {
 	focusJID string // bare address of the focus, from the conference answer
 	asked    bool   // by HTTP, before connecting
 	joined   bool
+	rejoins  int           // after a word of the shard that the room has vanished
 	leaving  chan struct{} // closed with our own unavailable presence
 }
 
@@ -196,7 +199,13 @@ func (p *Participant) onPresence(e *xmpp.Element) {
 	self := from.Resource() == p.room.nick
 	switch e.Attr("type") {
 	case "error":
-		if err, ok := xmpp.ParseError(e); ok && !p.room.joined {
+		err, ok := xmpp.ParseError(e)
+		switch {
+		case ok && self && err.Text == roomVanished && p.room.rejoins < maxRejoins:
+			p.room.rejoins++
+			wait := time.Duration(p.room.rejoins) * 500 * time.Millisecond
+			time.AfterFunc(wait+rand.N(wait/2), func() { p.box.post(func() { p.requestByIQ(time.Second) }) })
+		case ok && !p.room.joined:
 			p.end(fmt.Errorf("join: %w", err))
 		}
 	case "unavailable":

@@ -208,6 +208,8 @@ func (s *stream) received(e *xmpp.Element) (stanza bool, err error) {
 		return true, nil
 	case e.Is(xmpp.NSSM, "r"):
 		return false, s.link.write(xmpp.New(xmpp.NSSM, "a").SetInt("h", int64(s.handled)).Append(nil))
+	case e.Is(xmpp.NSSM, "enabled"): // a newer token
+		s.smID = e.Attr("id")
 	case e.Is(xmpp.NSSM, "a"):
 		var h uint32
 		if _, err := fmt.Sscanf(e.Attr("h"), "%d", &h); err != nil {

@@ -1,0 +1,192 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"slices"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"plenum/bridge"
+	"plenum/signaling"
+	"plenum/signaling/client"
+)
+
+// fullLength reports whether the long versions run, as make chaos asks for.
+func fullLength() bool { return os.Getenv("PLENUM_CHAOS") != "" }
+
+// A split is a shard and a bridge that stop and start by themselves, as on two machines.
+type split struct {
+	t          *testing.T
+	http, xmpp string
+	stop       func()
+}
+
+// startSplit runs a bridge until the test ends, and a shard that restart replaces.
+func startSplit(t *testing.T) *split {
+	t.Helper()
+	s := &split{t: t, http: freePort(t), xmpp: freePort(t)}
+	s.start()
+	const free = "127.0.0.1:0"
+	b, err := bridge.New(bridge.Config{
+		Media: free, HTTP: free, Loopback: true, RelayID: "only",
+		Shards: []bridge.Shard{{
+			Addr: s.xmpp, Domain: "auth.localhost", User: "jvb", Password: "secret",
+			Brewery: "jvbbrewery@internal.auth.localhost", InsecureTLS: true,
+		}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- b.Run(ctx) }()
+	t.Cleanup(func() {
+		s.stop()
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("bridge: %v", err)
+		}
+	})
+	return s
+}
+
+// freePort returns an address that nobody listens on just now.
+func freePort(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// start runs a shard that knows nothing of an earlier one but its key.
+func (s *split) start() {
+	s.t.Helper()
+	config := signaling.Config{HTTP: s.http, XMPP: s.xmpp, Accounts: []string{"jvb:secret"}}
+	config.Sessions.ResumeKey = []byte("the same every time")
+	shard, err := signaling.New(config)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- shard.Run(ctx) }()
+	s.stop = func() {
+		cancel()
+		if err := <-done; err != nil {
+			s.t.Errorf("shard: %v", err)
+		}
+	}
+}
+
+// restart ends the shard and starts another one after a while.
+func (s *split) restart(away time.Duration) {
+	s.stop()
+	s.stop = func() {}
+	time.Sleep(away)
+	s.start()
+}
+
+// TestShardRestarts has everybody in a call go on by themselves, with media, when their shard was restarted:
+// same addresses, same page, no word to anybody.
+func TestShardRestarts(t *testing.T) {
+	before := goleak.IgnoreCurrent()
+	t.Cleanup(func() { goleak.VerifyNone(t, before) })
+	n, resumeAfter, limit := 4, 300*time.Millisecond, mediaLimit
+	if fullLength() {
+		n, resumeAfter, limit = envInt("PLENUM_CHAOS_CROWD", 50), 0, time.Minute // the stock client's delays
+	}
+	s := startSplit(t)
+	all := joinRoom(t, "http://"+s.http, "restart", n, resumeAfter)
+	seen := min(n-1, 5)
+	for _, p := range all {
+		await(t, p, limit, "others play", func(s client.Stats) bool { return s.Playing(client.Audio) >= seen })
+	}
+	began := time.Now()
+	s.restart(0)
+	var back sync.WaitGroup
+	times := make([]time.Duration, n)
+	for i, p := range all {
+		sessions := p.Stats().Sessions
+		back.Go(func() {
+			ctx, cancel := context.WithTimeout(context.Background(), limit)
+			defer cancel()
+			err := p.Wait(ctx, func(s client.Stats) bool {
+				return s.Resumptions == 1 && s.Sessions > sessions && len(s.Members) == n+1
+			})
+			anew := time.Now() // what comes from now on comes by the new session
+			if err == nil {
+				err = p.Wait(ctx, func(s client.Stats) bool { return heardSince(s, anew) >= seen })
+			}
+			if err != nil {
+				s := p.Stats()
+				t.Errorf("%s is not back: %v, ended: %v\n%s", p.ID(), err, p.Err(), s.String())
+			}
+			times[i] = time.Since(began)
+		})
+	}
+	back.Wait()
+	slices.Sort(times)
+	t.Logf("%d participants back with media: p50 %v, p95 %v, last %v", n, times[n/2].Round(time.Millisecond),
+		times[n*95/100].Round(time.Millisecond), times[n-1].Round(time.Millisecond))
+}
+
+// heardSince counts the others whose sound has come since a time.
+func heardSince(s client.Stats, since time.Time) (n int) {
+	for _, r := range s.Received {
+		if r.Source.Kind == client.Audio && r.Source.Owner != "jvb" && r.LastPacket.After(since) {
+			n++
+		}
+	}
+	return n
+}
+
+// joinRoom has n participants join at once; everybody sends sound, the first two a picture too.
+func joinRoom(t *testing.T, url, room string, n int, resumeAfter time.Duration) []*client.Participant {
+	t.Helper()
+	all := make([]*client.Participant, n)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	var joining sync.WaitGroup
+	for i := range all {
+		joining.Go(func() {
+			p, err := client.Join(ctx, client.Config{
+				URL: url, Room: room, Name: fmt.Sprint("participant ", i), Rewriting: true, ResumeAfter: resumeAfter,
+				Send: client.Media{Audio: true, Video: i < 2, Simulcast: true, DependencyDescriptor: true},
+			})
+			if err != nil {
+				t.Errorf("participant %d: %v", i, err)
+				return
+			}
+			all[i] = p
+		})
+	}
+	joining.Wait()
+	t.Cleanup(func() {
+		for _, p := range all {
+			if p != nil {
+				p.Close()
+			}
+		}
+	})
+	if t.Failed() {
+		t.FailNow()
+	}
+	return all
+}
+
+func envInt(name string, def int) int {
+	if n, err := strconv.Atoi(os.Getenv(name)); err == nil {
+		return n
+	}
+	return def
+}
