@@ -91,7 +91,6 @@ type Conference struct {
 	stale       bool   // some input of allocation has changed
 	next        int    // the receiver that a round of allocation goes on with; 0 is between rounds
 	allocatedAt time.Time
-	order1      [1]*Endpoint
 
 	lastMedia   time.Time
 	nextReports time.Time

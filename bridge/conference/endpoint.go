@@ -284,15 +284,13 @@ func (e *Endpoint) SetVideoType(name, videoType string, now time.Time) {
 // SetConstraints applies what the receiver asks for. Absent fields stay as they were. It keeps r.
 func (e *Endpoint) SetConstraints(r allocate.Request, now time.Time) {
 	e.settings.Apply(r)
-	e.c.order1[0] = e
-	e.c.allocate(e.c.order1[:], now)
+	e.c.allocate([]*Endpoint{e}, now)
 }
 
 // SetLastN changes how many video sources the receiver gets, and nothing else.
 func (e *Endpoint) SetLastN(n int, now time.Time) {
 	e.settings.SetLastN(n)
-	e.c.order1[0] = e
-	e.c.allocate(e.c.order1[:], now)
+	e.c.allocate([]*Endpoint{e}, now)
 }
 
 // SetAudioSubscription chooses which audio sources the receiver gets. It keeps s.

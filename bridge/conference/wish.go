@@ -54,6 +54,7 @@ func (c *Conference) wake(now time.Time) {
 		}
 		c.scratch.receivers = receivers
 		c.allocate(receivers, now)
+		clear(receivers)
 	}
 }
 
