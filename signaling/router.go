@@ -16,6 +16,7 @@ import (
 )
 
 const (
+	nsRoster      = "jabber:iq:roster"
 	nsExtDisco1   = "urn:xmpp:extdisco:1"
 	requestBudget = 10 * time.Second // for a conference request
 )
@@ -136,6 +137,8 @@ func (r *router) domain(s *session.Session, el *xmpp.Element) {
 			answer.Add(xmpp.New(query.Space, "service", "type", x.Type, "host", x.Host, "port", x.Port,
 				"transport", x.Transport, "username", x.Username, "password", x.Password, "restricted", x.Restricted))
 		}
+	case get && query.Is(nsRoster, "query"): // Smack asks at every login; nobody has contacts here
+		answer = xmpp.New(nsRoster, "query")
 	case get && query.Is(xmpp.NSVersion, "query"):
 		text := func(name, value string) *xmpp.Element { return xmpp.New(xmpp.NSVersion, name).AddText(value) }
 		answer = xmpp.New(xmpp.NSVersion, "query").Add(text("name", "plenum"), text("version", r.cfg.Release), text("os", runtime.GOOS))
