@@ -39,6 +39,7 @@ type engine struct {
 	// WireGuard's change of keys. A host switches first and tells the others, who then move its address to the
 	// new key. Its packets wait meanwhile, theirs still arrive under the old one.
 	own      [32]byte            // public key in use
+	quietTo  time.Time           // when to begin to tell
 	told     map[string]bool     // hosts that have moved to it; nil when nobody needs telling
 	switched map[string][32]byte // other hosts' keys in use, when not those of their records
 
@@ -150,7 +151,7 @@ func (e *engine) tryRaise(p *plane, now time.Time) error {
 			return err
 		}
 		d.Key = key.Bytes()
-		e.useKey([32]byte(key.PublicKey().Bytes()))
+		e.useKey([32]byte(key.PublicKey().Bytes()), now)
 	}
 	if p.cfg.Nebula != nil {
 		n := *p.cfg.Nebula
@@ -160,8 +161,12 @@ func (e *engine) tryRaise(p *plane, now time.Time) error {
 	if p.name == Control {
 		d.Firewall = nonNilRules(e.cfg.Allow)
 	}
+	rotated := e.quietTo
 	if err := p.backend.Up(d); err != nil {
 		return err
+	}
+	if e.quietTo != rotated {
+		e.spend(p)
 	}
 	if p.conn == nil {
 		_ = clearRoutes(p.cfg.Device) // measured anew
@@ -316,8 +321,8 @@ func (e *engine) endpoints(p *plane, q *peer) []netip.AddrPort {
 			add(a)
 		}
 	}
+	add(q.found)
 	if p.name == Media {
-		add(q.found)
 		// Where control got through, media may as well; behind a NAT only if that is told of the port.
 		if c := e.planes[Control]; c != nil {
 			if t := c.tunnels[q.record.Control]; t.Remote.IsValid() {
@@ -449,7 +454,7 @@ func (e *engine) tick(now time.Time) {
 func (e *engine) look(p *plane, now time.Time) {
 	every := 2 * time.Second
 	if len(p.tunnels) < len(p.peers) {
-		every = time.Second
+		every = 200 * time.Millisecond // somebody is being looked for
 	}
 	if now.Sub(p.looked) < every {
 		return
@@ -460,20 +465,24 @@ func (e *engine) look(p *plane, now time.Time) {
 		e.problem(string(p.name), err)
 		return
 	}
+	before := len(p.tunnels)
 	clear(p.tunnels)
 	for _, t := range tunnels {
 		p.tunnels[t.Address] = t
 	}
+	if m := e.planes[Media]; p.name == Control && len(p.tunnels) > before && m.up && m.cfg.Backend == "wireguard" {
+		e.problem(string(Media), e.setPeers(m, now)) // what control has found is a hint for media
+	}
 	stuck := false
 	for _, q := range p.peers {
-		if q.path.up || now.Sub(q.turned) < 3*time.Second || now.Sub(q.path.since) < 3*time.Second {
+		if wait := min(time.Second+now.Sub(q.path.since)/4, 5*time.Second); q.path.up || now.Sub(q.turned) < wait || now.Sub(q.path.since) < time.Second {
 			continue
 		}
 		q.turned = now
 		q.turn++
 		stuck = true
-		if p.name == Media {
-			e.ask(q)
+		if p.cfg.Backend == "wireguard" {
+			e.ask(address(&q.record, p.name))
 		}
 		// It may have changed its key without our hearing of it.
 		if n := q.record.Next; n != nil && q.turn%2 == 1 {
@@ -489,12 +498,13 @@ func (e *engine) look(p *plane, now time.Time) {
 	}
 }
 
-// ask asks the servers where they see a host's media tunnel.
-func (e *engine) ask(q *peer) {
+// ask asks the servers at which place on the underlay they see the host with this address. Nebula has its
+// lighthouses for that, WireGuard nothing.
+func (e *engine) ask(a netip.Addr) {
 	c := e.planes[Control]
-	for a, s := range c.peers {
-		if s.path.up && s.record.Is("server") && s.host != q.host {
-			e.send(c, a, &message{kind: where, at: netip.AddrPortFrom(q.record.Media, 0)}, 0)
+	for at, s := range c.peers {
+		if s.path.up && s.record.Is("server") {
+			e.send(c, at, &message{kind: where, at: netip.AddrPortFrom(a, 0)}, 0)
 		}
 	}
 }
@@ -601,9 +611,13 @@ func (e *engine) receive(name Plane, from netip.AddrPort, m message, n int, now 
 		if name != Control {
 			return
 		}
-		reply.kind, reply.at = there, e.planes[Media].tunnels[m.at.Addr()].Remote
-		reply.key = [32]byte{}
+		reply.kind = there
 		copy(reply.key[:], m.at.Addr().AsSlice())
+		for _, any := range e.planes {
+			if t, ok := any.tunnels[m.at.Addr()]; ok {
+				reply.at = t.Remote
+			}
+		}
 		if !reply.at.IsValid() {
 			return
 		}
@@ -611,9 +625,11 @@ func (e *engine) receive(name Plane, from netip.AddrPort, m message, n int, now 
 		if name != Control || !q.record.Is("server") {
 			return
 		}
-		for a, wanted := range e.planes[Media].peers {
-			if bytes.HasPrefix(m.key[:], a.AsSlice()) && !wanted.path.up {
-				wanted.found = m.at
+		for _, any := range e.planes {
+			for a, wanted := range any.peers {
+				if bytes.HasPrefix(m.key[:], a.AsSlice()) && !wanted.path.up {
+					wanted.found = m.at
+				}
 			}
 		}
 		return
@@ -637,17 +653,34 @@ func (e *engine) cameUp(p *plane, a netip.Addr, q *peer) {
 	delete(e.told, q.host)
 }
 
+// settle is how long a host that has changed its key waits before it tells the others. Its next packet makes
+// WireGuard start a handshake, which they refuse, for they do not expect the key yet, and which it then does not
+// repeat for 5 s. So the handshake that they begin is the only one; two at once undo each other.
+const settle = 20 * time.Millisecond
+
 // useKey takes note of the own public key. Other hosts have to be told when the roster does not name it yet.
-func (e *engine) useKey(key [32]byte) {
+func (e *engine) useKey(key [32]byte, now time.Time) {
 	if key == e.own {
 		return
+	}
+	if e.own != [32]byte{} {
+		e.quietTo = now.Add(settle)
 	}
 	e.own, e.told = key, map[string]bool{}
 }
 
+// spend makes the handshake happen that settle is about, and has the others told afterwards.
+func (e *engine) spend(p *plane) {
+	for a := range p.peers {
+		e.send(p, a, &message{kind: probe}, 0)
+	}
+	e.quietTo = time.Now().Add(settle)
+	time.AfterFunc(settle, func() { e.shell.post(func() { e.announce(time.Now()) }) })
+}
+
 // announce tells the hosts that have not moved to the own new key, until the roster does.
 func (e *engine) announce(now time.Time) {
-	if e.told == nil {
+	if e.told == nil || now.Before(e.quietTo) {
 		return
 	}
 	for _, r := range e.book.Records() {

@@ -16,8 +16,8 @@ type message struct {
 	id    uint64         // chosen by who asks, repeated by who answers
 	size  uint16         // answer: IP packet size of the probe as it arrived
 	epoch uint64         // answer: the newest record of the asker that the answerer holds
-	at    netip.AddrPort // answer, there: an address on the underlay; where: an address on the media plane
-	key   [32]byte       // switched: the WireGuard key that the sender uses from now on
+	at    netip.AddrPort // answer, there: an address on the underlay; where: an address on either plane
+	key   [32]byte       // switched, moved: the WireGuard key in use from now on; there: the address asked for
 	body  []byte         // record: an envelope
 }
 
@@ -29,7 +29,7 @@ const (
 	record                   // a record that is newer than what you may have
 	switched                 // I use another WireGuard key now
 	moved                    // so do I with you
-	where                    // at which address do you see this host's media tunnel
+	where                    // at which place of the underlay do you see this address
 	there                    // at this one
 	kinds
 )

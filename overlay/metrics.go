@@ -6,7 +6,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// metrics publishes the last snapshot.
+// metrics publishes the status.
 type metrics struct{ status func() *Status }
 
 func perPath(name, help string) *prometheus.Desc {
@@ -29,8 +29,9 @@ var (
 	problemsNow   = prometheus.NewDesc("plenum_overlay_problems", "Problems that /status lists.", nil, nil)
 )
 
-// Describe implements prometheus.Collector.
-func (m metrics) Describe(out chan<- *prometheus.Desc) { prometheus.DescribeByCollect(m, out) }
+// Describe implements prometheus.Collector. It names nothing, because to collect is to ask the engine, which
+// at the time of registration does not answer yet.
+func (m metrics) Describe(chan<- *prometheus.Desc) {}
 
 // Collect implements prometheus.Collector.
 func (m metrics) Collect(out chan<- prometheus.Metric) {

@@ -12,7 +12,6 @@ import (
 	"os/signal"
 	"path/filepath"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -49,10 +48,10 @@ func (o *Options) Socket() string    { return filepath.Join("/", o.Root, "run/pl
 // devices and the guard behind, so that nothing finds another way. SIGHUP makes it read overlay.json again.
 // It owns every goroutine it starts.
 //
-//	sources ──┐
-//	sockets ──┼─► inbox ─► engine (one goroutine: backends, paths, peers) ─► snapshot ─► /status, /metrics
-//	SIGHUP ───┤
-//	ticker ───┘
+//	sources ──────────────┐
+//	sockets ──────────────┼─► inbox ─► engine (one goroutine: backends, paths, peers)
+//	/status, /metrics ────┤
+//	SIGHUP, ticker ───────┘
 func Run(ctx context.Context, o Options) error {
 	if o.ProbeEvery <= 0 {
 		o.ProbeEvery = 5 * time.Second
@@ -99,7 +98,6 @@ loop:
 		case now := <-tick.C:
 			p.engine.tick(now)
 		}
-		p.publish()
 	}
 	// Nothing new may come in, then the tunnels go, then whoever still posts is let go.
 	server()
@@ -126,10 +124,8 @@ type process struct {
 	group  sync.WaitGroup
 	inbox  chan func() // run on the engine's goroutine
 
-	sources   context.CancelFunc
-	watched   RosterConfig
-	published time.Time
-	snapshot  atomic.Pointer[Status]
+	sources context.CancelFunc
+	watched RosterConfig
 }
 
 // post hands f to the engine's goroutine. It waits when the engine is behind: sockets then drop in the kernel.
@@ -217,13 +213,4 @@ func (p *process) open(plane Plane, c *PlaneConfig) (*net.UDPConn, error) {
 		}
 	})
 	return conn, nil
-}
-
-// publish gives readers a new snapshot, once a second.
-func (p *process) publish() {
-	if now := time.Now(); now.Sub(p.published) >= time.Second {
-		p.published = now
-		s := p.engine.status(now)
-		p.snapshot.Store(&s)
-	}
 }

@@ -35,20 +35,34 @@ func (p *process) serve(cfg Config) (stop func(), err error) {
 		return nil, err
 	}
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(metrics{p.snapshot.Load})
+	registry.MustRegister(metrics{func() *Status { return p.status(p.ctx) }})
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(p.snapshot.Load())
+		if s := p.status(r.Context()); s != nil {
+			_ = json.NewEncoder(w).Encode(s)
+		}
 	})
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
 	s := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 5 * time.Second, WriteTimeout: 10 * time.Second,
 		MaxHeaderBytes: 8 << 10}
-	p.publish()
 	ctx, cancel := context.WithCancel(p.ctx)
 	p.group.Go(func() { _ = s.Serve(local) })
 	p.group.Go(func() { p.serveMetrics(ctx, s, cfg.Metrics) })
 	return func() { cancel(); _ = s.Close() }, nil
+}
+
+// status asks the engine; nil when it has stopped.
+func (p *process) status(ctx context.Context) *Status {
+	answer := make(chan Status, 1)
+	p.post(func() { answer <- p.engine.status(time.Now()) })
+	select {
+	case s := <-answer:
+		return &s
+	case <-ctx.Done():
+	case <-p.ctx.Done():
+	}
+	return nil
 }
 
 func (p *process) serveMetrics(ctx context.Context, s *http.Server, address string) {

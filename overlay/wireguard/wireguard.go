@@ -18,7 +18,7 @@ import (
 
 // New makes a backend without a device; Up starts it.
 func New(log *slog.Logger) overlay.Backend {
-	return &backend{log: log.With("backend", "wireguard"), known: map[wgtypes.Key]peer{}}
+	return &backend{log: log.With("backend", "wireguard"), known: map[wgtypes.Key]peer{}, shaken: map[wgtypes.Key]bool{}}
 }
 
 // A driver is one WireGuard device: the kernel's or one in this process.
@@ -34,6 +34,7 @@ type backend struct {
 	up     overlay.Device
 	peers  []overlay.Peer
 	known  map[wgtypes.Key]peer // what the device was told
+	shaken map[wgtypes.Key]bool // keys with which there was a handshake
 }
 
 type peer struct {
@@ -61,6 +62,7 @@ func (b *backend) Up(d overlay.Device) error {
 	if err != nil {
 		return fmt.Errorf("wireguard: private key: %w", err)
 	}
+	key[0], key[31] = key[0]&248, key[31]&127|64 // as the device keeps it
 	if b.driver == nil {
 		if b.driver, err = open(d.Name, d.MTU, b.log); err != nil {
 			return fmt.Errorf("wireguard: %w", err)
@@ -141,12 +143,23 @@ func (b *backend) SetPeers(peers []overlay.Peer) error {
 			change.PersistentKeepaliveInterval = &every
 			change.ReplaceAllowedIPs, change.AllowedIPs = true, []net.IPNet{host(p.Address)}
 		}
+		if !ok {
+			k.endpoint = b.place(p.Address) // where its last key was
+		}
 		next := k.endpoint
-		if len(p.Endpoints) > 0 && (p.Lost || !established[key]) {
+		if len(p.Endpoints) > 0 && (p.Lost || !next.IsValid() || ok && !established[key]) {
 			next = p.Endpoints[0]
 		}
-		if next != k.endpoint || !ok && next.IsValid() {
+		stuck := ok && p.Lost && next.IsValid() && !b.shaken[key]
+		if next != k.endpoint || !ok && next.IsValid() || stuck {
 			change.Endpoint = net.UDPAddrFromAddrPort(next)
+			if stuck {
+				// WireGuard waits 5 s between two attempts, also after one that had nowhere to go. A peer
+				// that is new has no such memory.
+				c.Peers = append(c.Peers, wgtypes.PeerConfig{PublicKey: key, Remove: true})
+				change.UpdateOnly, change.PersistentKeepaliveInterval = false, &every
+				change.ReplaceAllowedIPs, change.AllowedIPs = true, []net.IPNet{host(p.Address)}
+			}
 		}
 		if !ok || change.Endpoint != nil || change.ReplaceAllowedIPs {
 			c.Peers = append(c.Peers, change)
@@ -165,6 +178,7 @@ func (b *backend) SetPeers(peers []overlay.Peer) error {
 		default:
 			c.Peers = append(c.Peers, wgtypes.PeerConfig{PublicKey: key, Remove: true})
 			delete(b.known, key)
+			delete(b.shaken, key)
 		}
 	}
 	if len(c.Peers) == 0 {
@@ -176,6 +190,16 @@ func (b *backend) SetPeers(peers []overlay.Peer) error {
 	return nil
 }
 
+// place is where packets for an address of the plane go now.
+func (b *backend) place(a netip.Addr) netip.AddrPort {
+	for _, k := range b.known {
+		if k.address == a && k.retired.IsZero() {
+			return k.endpoint
+		}
+	}
+	return netip.AddrPort{}
+}
+
 // established are the keys with a live tunnel; where their packets go is WireGuard's business, it roams.
 func (b *backend) established() (map[wgtypes.Key]bool, error) {
 	d, err := b.driver.device()
@@ -185,6 +209,7 @@ func (b *backend) established() (map[wgtypes.Key]bool, error) {
 	all := map[wgtypes.Key]bool{}
 	for _, p := range d.Peers {
 		all[p.PublicKey] = time.Since(p.LastHandshakeTime) < alive
+		b.shaken[p.PublicKey] = p.LastHandshakeTime.Unix() > 0
 		if k, ok := b.known[p.PublicKey]; ok && p.Endpoint != nil {
 			k.endpoint = unmap(p.Endpoint.AddrPort())
 			b.known[p.PublicKey] = k
