@@ -33,7 +33,7 @@ import (
 var (
 	costRepeats = flag.Int("cost.repeats", 3, "how often BenchmarkCost measures each system, interleaved")
 	costWindow  = flag.Duration("cost.window", 6*time.Second, "for how long it measures each time")
-	costSystems = flag.String("cost.systems", "limit-sendto,limit-sendmmsg,limit-gso,plenum", "what it measures; the first is what ratios are taken to")
+	costSystems = flag.String("cost.systems", "limit-sendto,limit-sendmmsg,limit-gso,plenum", "what it measures: limit-MODE, plenum, or the path of another plenum to compare with; ratios are taken to the first")
 	costProfile = flag.String("cost.profile", "", "`DIR` for CPU profiles of plenum, taken in the window; the figures are higher then")
 	costAddr    = flag.String("cost.addr", "127.0.0.1", "IPv4 `ADDRESS` of this machine that media goes over")
 	costGRO     = flag.Bool("cost.gro", false, "let receivers take segmented sends whole, as if the sender's card cut them up")
@@ -236,7 +236,11 @@ func measure(bin servers, name string, s costScenario) (c cost, err error) {
 	if mode, ok := strings.CutPrefix(name, "limit-"); ok {
 		p, err = startLimit(bin.limit, mode, e, s)
 	} else {
-		p, err = startPlenum(ctx, bin.plenum, e, s)
+		path := bin.plenum
+		if strings.Contains(name, "/") {
+			path = name
+		}
+		p, err = startPlenum(ctx, path, e, s)
 	}
 	if p != nil {
 		defer p.stop()

@@ -50,6 +50,7 @@ type Engine struct {
 	audio     *hdrhistogram.Histogram // µs
 	video     *hdrhistogram.Histogram
 	reader    *reader
+	drainAt   time.Time
 	scratch   []byte
 	sealed    []byte
 }
@@ -139,15 +140,24 @@ func (e *Engine) publish(now time.Time) (next time.Time) {
 	return next
 }
 
-// receive looks at all sockets once and sends the feedback that is due.
+// receive looks at all sockets from time to time, and at those whose owner has something to say each millisecond:
+// receivers report when they like, which is a large part of the wake-ups of a bridge.
 func (e *Engine) receive(now time.Time) (next time.Time) {
 	e.receiving.Lock()
 	defer e.receiving.Unlock()
-	for _, p := range e.all {
-		e.reader.read(p.socket, p.taker)
-		p.tick(now)
+	all := !now.Before(e.drainAt)
+	if all {
+		e.drainAt = now.Add(e.cfg.Drain)
 	}
-	return now.Add(e.cfg.Drain)
+	for _, p := range e.all {
+		if due := p.due(now); all || due {
+			e.reader.read(p.socket, p.taker)
+			if due {
+				p.tick(now)
+			}
+		}
+	}
+	return now.Add(time.Millisecond)
 }
 
 // A Participant is one socket with what it sends and gets.
@@ -428,6 +438,11 @@ func (p *Participant) control(b []byte) {
 		}
 		b = b[n:]
 	}
+}
+
+// due reports whether tick has something to do.
+func (p *Participant) due(now time.Time) bool {
+	return p.agent.due(now) || p.feedback && (!now.Before(p.fedAt) || !now.Before(p.reportAt))
 }
 
 // tick sends what is due by time.

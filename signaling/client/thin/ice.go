@@ -30,9 +30,12 @@ func newAgent() agent {
 	return agent{ufrag: s[:4], pwd: s[4:], local: stun.NewShortTermIntegrity(s[4:])}
 }
 
+// due reports whether check has something to send.
+func (a *agent) due(now time.Time) bool { return a.remotePwd != "" && !now.Before(a.next) }
+
 // check returns the request that is due, or nil.
 func (a *agent) check(now time.Time) []byte {
-	if a.remotePwd == "" || now.Before(a.next) {
+	if !a.due(now) {
 		return nil
 	}
 	a.next = now.Add(checkEvery)

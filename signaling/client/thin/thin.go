@@ -4,7 +4,7 @@
 // feedback. It never decodes, repairs or asks again, so what it counts as lost was lost.
 //
 //	publishing thread ── every due frame ──► seal ──► socket of the participant
-//	receiving thread ─── every 5 ms: all sockets ──► STUN, DTLS pipe, counting ──► feedback
+//	receiving thread ─── every 5 ms: all sockets ──► STUN, DTLS pipe, counting; every 1 ms: feedback that is due
 //	one goroutine each ─ DTLS handshake, at the start only
 //
 // The receiving thread never sleeps in a socket: what arrives wakes nobody, as on a network, and costs the
