@@ -159,6 +159,9 @@ func TestEngineDelay(t *testing.T) {
 		if a.n != uint32(i) {
 			t.Fatalf("packet %d came as number %d: jitter reorders", a.n, i)
 		}
+		if i > 0 && a.at-out[i-1].at < time.Millisecond/2-time.Microsecond {
+			t.Fatalf("packets %d and %d, sent 1 ms apart, arrive %v apart", i-1, i, a.at-out[i-1].at)
+		}
 		d := a.at - time.Duration(i)*time.Millisecond
 		lo, hi, sum = min(lo, d), max(hi, d), sum+d
 	}

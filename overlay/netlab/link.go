@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -226,15 +227,31 @@ func (e *end) setAddr(i int, addr netip.Prefix) error {
 	}
 	e.sw.taken[addr.Addr()] = true
 	e.addrs[i] = addr
-	return e.host.nl.AddrAdd(e.eth, ipAddr(addr))
+	if err := e.host.nl.AddrAdd(e.eth, ipAddr(addr)); err != nil {
+		return err
+	}
+	return e.answering()
+}
+
+// answering waits until every address of the end is in use: the kernel looks for duplicates of IPv6 addresses, or gets
+// round to not looking, and only then joins their groups. With IFA_F_NODAD they would not be marked until then.
+func (e *end) answering() error {
+	for limit := time.Now().Add(10 * time.Second); ; time.Sleep(100 * time.Microsecond) {
+		all, err := e.host.nl.AddrList(e.eth, netlink.FAMILY_V6)
+		if err != nil {
+			return err
+		}
+		if !slices.ContainsFunc(all, func(a netlink.Addr) bool { return a.Flags&unix.IFA_F_TENTATIVE != 0 }) {
+			return nil
+		}
+		if time.Now().After(limit) {
+			return fmt.Errorf("%s: addresses stay tentative: %v", e.name, all)
+		}
+	}
 }
 
 func ipAddr(p netip.Prefix) *netlink.Addr {
-	a := &netlink.Addr{IPNet: ipNet(p)}
-	if p.Addr().Is6() {
-		a.Flags = unix.IFA_F_NODAD
-	}
-	return a
+	return &netlink.Addr{IPNet: ipNet(p)}
 }
 
 func ipNet(p netip.Prefix) *net.IPNet {
@@ -321,7 +338,7 @@ func (k *Link) carrier(down bool) {
 		err := set(e.p)
 		e.mu.Unlock()
 		if err == nil && !down {
-			err = errors.Join(settle(e.host.nl, e.eth), settle(k.lab.nl, e.p))
+			err = errors.Join(settle(e.host.nl, e.eth), settle(k.lab.nl, e.p), e.answering())
 		}
 		k.lab.must(err, "cable of %s", e.host.name)
 	}
