@@ -202,6 +202,9 @@ func (c *Conference) Flush(now time.Time) {
 
 // fanOut sends a source's batch to everybody who takes it.
 func (c *Conference) fanOut(src *source, now time.Time) {
+	if src.kind == Video {
+		level(src.batch)
+	}
 	for _, o := range src.takers {
 		if !o.hold.IsZero() {
 			c.unhold(o, now)

@@ -215,9 +215,14 @@ func (o *output) send(p *project.Packet) {
 		PT: p.RTP.PT(), Marker: p.RTP.Marker() || project.Ends(&p.Frame, out.Offsets), Seq: out.Seq, Timestamp: out.Timestamp, SSRC: o.ssrc,
 	}
 	header := o.header(h, &p.RTP, &p.Frame, out.Offsets)
-	o.count(len(header), len(p.RTP.Payload))
+	payload := p.RTP.Payload
+	if p.Padded {
+		header[0] |= 0x20
+		payload = p.RTP.Data[len(p.RTP.Header) : len(p.RTP.Data)+1]
+	}
+	o.count(len(header), len(payload))
 	o.used = p.Arrival
-	o.e.leg.SendRTP(header, p.RTP.Payload)
+	o.e.leg.SendRTP(header, payload)
 }
 
 // header builds an outgoing header in the conference's scratch.

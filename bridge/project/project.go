@@ -36,6 +36,7 @@ type Packet struct {
 	Frame    codec.Frame
 	Arrival  time.Time
 	Capture  int64 // the sender's wall clock of the frame in microseconds; 0 unknown
+	Padded   bool  // one byte of padding stands behind the payload, beyond the end of RTP.Data
 }
 
 // Offsets are what is added to the numbers of an input packet, and the layer (sid<<3|tid) that the receiver gets.
