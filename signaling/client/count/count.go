@@ -168,7 +168,7 @@ func (c *Client) login() error {
 		steps = append(steps, struct{ say, want, hear string }{`<enable resume="true" xmlns="urn:xmpp:sm:3"/>`, "<enabled", "urn:xmpp:sm:3"})
 	}
 	for _, s := range steps {
-		answer, err := c.ask(s.say, s.hear)
+		answer, err := c.Ask(s.say, s.hear)
 		if err != nil {
 			return err
 		}
@@ -190,7 +190,7 @@ func (c *Client) login() error {
 
 // Conference asks for a conference, which opens the room.
 func (c *Client) Conference(room string) error {
-	answer, err := c.ask(`<iq id="conference" to="`+c.cfg.Focus+`" type="set" xmlns="jabber:client"><conference machine-uid="`+
+	answer, err := c.Ask(`<iq id="conference" to="`+c.cfg.Focus+`" type="set" xmlns="jabber:client"><conference machine-uid="`+
 		fmt.Sprintf("%032x", c.cfg.Nick)+`" room="`+room+`@`+c.cfg.MUC+`" xmlns="http://jitsi.org/protocol/focus"/></iq>`, "='conference'")
 	if err == nil && !bytes.Contains(answer, []byte("ready='true'")) {
 		err = fmt.Errorf("%w: %s", ErrRefused, answer)
@@ -198,10 +198,13 @@ func (c *Client) Conference(room string) error {
 	return err
 }
 
-// ask says something and returns the first frame with this in it.
-func (c *Client) ask(say, hear string) ([]byte, error) {
-	if err := c.Say(say); err != nil {
-		return nil, err
+// Ask says something, if it is not empty, and returns the first frame with this in it; it is valid until the
+// next call.
+func (c *Client) Ask(say, hear string) ([]byte, error) {
+	if say != "" {
+		if err := c.Say(say); err != nil {
+			return nil, err
+		}
 	}
 	for {
 		f, err := c.next()
@@ -253,6 +256,9 @@ func (c *Client) frame(opcode byte, payload []byte) error {
 	_, err := c.conn.Write(append(b, payload...))
 	return err
 }
+
+// SetDeadline bounds what follows; the zero time is no bound.
+func (c *Client) SetDeadline(t time.Time) { c.conn.SetDeadline(t) }
 
 // Until reads until f holds, which is asked whenever the socket has been read, or ctx is done.
 func (c *Client) Until(ctx context.Context, f func(Counts) bool) error {
