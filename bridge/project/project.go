@@ -91,6 +91,7 @@ type Stream struct {
 	templates uint8 // template id that follows those in use
 
 	// thinning
+	spatial int    // how many spatial layers are being sent
 	layer   int    // that passes, sid<<3|tid
 	nested  bool   // the lowest spatial layer passes too
 	decided uint32 // the frame that verdict is about, plus known
@@ -202,7 +203,7 @@ func (s *Stream) begin(p *Packet) {
 	s.started = true
 	s.highest = p.Seq - 1
 	s.current, s.codec, s.from, s.shift = p.Encoding+1, p.Frame.Codec, p.Encoding+1, r.Timestamp
-	s.layer, s.decided, s.dropped = s.limit(), 0, 0
+	s.spatial, s.layer, s.decided, s.dropped = codec.MaxSpatial, s.limit(), 0, 0
 	s.runs[len(s.runs)-1].Layer = uint8(s.layer)
 }
 
@@ -337,6 +338,9 @@ func (s *Stream) passes(f *codec.Frame) bool {
 		}
 		return f.Present.Has(s.layer)
 	}
+	if f.Spatial != 0 {
+		s.spatial = int(f.Spatial)
+	}
 	limit := s.limit()
 	if f.Numbering == codec.ByPicture {
 		tid := int(f.Picture.TID)
@@ -349,11 +353,11 @@ func (s *Stream) passes(f *codec.Frame) bool {
 		s.decided, s.verdict = id, tid <= s.layer
 		return s.verdict
 	}
+	if limit>>3 >= s.spatial { // there is less than was asked for
+		limit = (s.spatial-1)<<3 | limit&7
+	}
 	if f.Key {
 		s.layer = limit
-		if top := int(f.Spatial) - 1; top >= 0 && top < limit>>3 { // there is less than was asked for
-			s.layer = top<<3 | limit&7
-		}
 	} else if limit != s.layer {
 		s.change(f, limit)
 	}
