@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
 
@@ -46,26 +47,35 @@ type Capture struct {
 // Capture starts looking at the link. It ends with Stop or with the lab.
 func (k *Link) Capture(cfg CaptureConfig) *Capture {
 	k.lab.t.Helper()
-	return k.lab.capture(cfg, k.ends[:1])
+	return k.lab.capture(cfg, k.lab.wire, k.ends[0].p.Attrs().Index)
 }
 
 // Capture starts looking at every link that there is, each frame once per link that it crosses.
 func (l *Lab) Capture(cfg CaptureConfig) *Capture {
 	l.t.Helper()
-	var ends []*end
+	var devices []int
 	for _, k := range l.links {
-		ends = append(ends, k.ends[0])
+		devices = append(devices, k.ends[0].p.Attrs().Index)
 	}
-	return l.capture(cfg, ends)
+	return l.capture(cfg, l.wire, devices...)
 }
 
-func (l *Lab) capture(cfg CaptureConfig, ends []*end) *Capture {
+// Capture starts looking at a device of the host that is not a link's, such as a tunnel. Frames of a tunnel are IP
+// packets without a header before them.
+func (h *Host) Capture(device string, cfg CaptureConfig) *Capture {
+	h.lab.t.Helper()
+	dev, err := h.nl.LinkByName(device)
+	h.lab.must(err, "%s: capture on %s", h.name, device)
+	return h.lab.capture(cfg, h.ns, dev.Attrs().Index)
+}
+
+func (l *Lab) capture(cfg CaptureConfig, ns netns.NsHandle, devices ...int) *Capture {
 	l.t.Helper()
 	if cfg.Keep == 0 {
 		cfg.Keep = 16
 	}
 	c := &Capture{cfg: cfg, done: make(chan struct{})}
-	err := c.open(l, ends)
+	err := c.open(ns, devices)
 	if err != nil {
 		c.release()
 		l.must(err, "capture")
@@ -75,7 +85,7 @@ func (l *Lab) capture(cfg CaptureConfig, ends []*end) *Capture {
 	return c
 }
 
-func (c *Capture) open(l *Lab, ends []*end) (err error) {
+func (c *Capture) open(ns netns.NsHandle, devices []int) (err error) {
 	if c.wake, err = newWakeup(); err != nil {
 		return err
 	}
@@ -86,9 +96,9 @@ func (c *Capture) open(l *Lab, ends []*end) (err error) {
 		c.buf = bufio.NewWriter(c.out)
 		c.buf.Write(pcapHeader())
 	}
-	return within(l.wire, func() error {
-		for _, e := range ends {
-			fd, err := packetSocket(e.p.Attrs().Index, false)
+	return within(ns, func() error {
+		for _, index := range devices {
+			fd, err := packetSocket(index, false)
 			if err != nil {
 				return err
 			}

@@ -198,6 +198,7 @@ func (l *Lab) attach(k *Link, h *Host, sw *Switch, cfg *LinkConfig) {
 	for _, r := range sw.routes {
 		l.must(e.addRoute(r), "%s: route by %s", h.name, r.via)
 	}
+	l.must(l.cuts.refresh(), "cuts of %s", h.name)
 }
 
 // settle waits until the device is known to have a carrier. The kernel notices on its own time, and until then drops
@@ -318,6 +319,7 @@ func (k *Link) Renumber(n Node) {
 	for _, r := range e.sw.routes {
 		k.lab.must(e.addRoute(r), "%s: route by %s", e.host.name, r.via)
 	}
+	k.lab.must(k.lab.cuts.refresh(), "cuts of %s", e.host.name)
 }
 
 // Down pulls the cable: the hosts at its ends lose the carrier.

@@ -84,7 +84,7 @@ func (l *Lab) NAT(name string, outside *Switch, cfg NATConfig) *NAT {
 	}
 	n := &NAT{Host: l.Host(name), cfg: cfg, Inside: l.Switch(name+"-inside", cfg.Prefixes...)}
 	n.Outside = l.Link(n.Host, outside, cfg.Uplink)
-	l.Link(n.Host, n.Inside, LinkConfig{MTU: cfg.Uplink.MTU})
+	l.Link(n.Host, n.Inside, LinkConfig{})
 	n.Sysctl("net.ipv4.ip_forward", "1")
 	n.Sysctl("net.ipv6.conf.all.forwarding", "1")
 	for _, in := range n.links[1].addrs {

@@ -3,10 +3,13 @@
 package netlab_test
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"plenum/overlay/netlab"
 )
@@ -130,18 +133,75 @@ func TestRouters(t *testing.T) {
 	lab.Router("r", left, right)
 	lab.Link(b, right, netlab.LinkConfig{})
 	lab.Router("r6", right, six)
-	lab.Link(c, six, netlab.LinkConfig{})
-	down := lab.NAT("plain", right, netlab.NATConfig{})
-	lab.Link(d, down.Inside, netlab.LinkConfig{})
+	cable := lab.Link(c, six, netlab.LinkConfig{})
+	plain := lab.NAT("plain", right, netlab.NATConfig{})
+	lab.Link(d, plain.Inside, netlab.LinkConfig{})
 	reaches(t, a, b)
-	reaches(t, b, c)
-	reaches(t, d, b)
-	reaches(t, b, d)
 	if n := len(c.Addrs()); n != 1 || !c.Addr().Is6() {
 		t.Errorf("c has %v, want one IPv6 address", c.Addrs())
 	}
-	lab.Partition(a, b)
+	reaches(t, b, c)
+	reaches(t, d, b)
+	reaches(t, b, d)
+	lab.Partition(a, b) // not on one switch
 	unreachable(t, a, b)
+	reaches(t, d, b)
 	lab.Heal(b, a)
 	reaches(t, a, b)
+	lab.Partition(b, c)
+	cable.Renumber(c)
+	unreachable(t, b, c)
+	lab.Heal(b, c)
+	reaches(t, b, c)
+}
+
+// TestCarrierNAT: a home behind a provider's NAT, with a PPPoE line, and a neighbour in the same home.
+func TestCarrierNAT(t *testing.T) {
+	lab := netlab.New(t)
+	wan := lab.Switch("wan")
+	a, d, e := lab.Host("a"), lab.Host("d"), lab.Host("e")
+	lab.Link(a, wan, netlab.LinkConfig{})
+	carrier := lab.NAT("carrier", wan, netlab.NATConfig{Kind: netlab.Symmetric})
+	home := lab.NAT("home", carrier.Inside, netlab.NATConfig{Kind: netlab.PortRestrictedCone, Uplink: netlab.LinkConfig{MTU: 1492}})
+	lab.Link(d, home.Inside, netlab.LinkConfig{})
+	lab.Link(e, home.Inside, netlab.LinkConfig{})
+	v4 := func(h *netlab.Host) netip.AddrPort { return netip.AddrPortFrom(h.Addr(), 9) }
+	s, far := open(t, d, ":9"), open(t, a, ":9")
+	s.send(v4(a))
+	from := far.from(5 * time.Second)
+	if from.Addr() != carrier.Addr() {
+		t.Fatalf("a sees %v, want the carrier's %v", from, carrier.Addr())
+	}
+	far.send(from)
+	if got := s.from(5 * time.Second); got != v4(a) {
+		t.Errorf("the answer comes from %v", got)
+	}
+
+	// The home's box says what the line admits; the host then knows.
+	raw, _ := s.c.(*net.UDPConn).SyscallConn()
+	raw.Control(func(fd uintptr) {
+		unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO)
+	})
+	to := net.UDPAddrFromAddrPort(v4(a))
+	var err error
+	for ctx := soon(t); err == nil && ctx.Err() == nil; time.Sleep(time.Millisecond) {
+		_, err = s.c.WriteTo(make([]byte, 1500-28), to)
+	}
+	if !errors.Is(err, unix.EMSGSIZE) {
+		t.Errorf("1500 bytes over a line of 1492: %v", err)
+	}
+	if _, err := s.c.WriteTo(make([]byte, 1492-28), to); err != nil {
+		t.Errorf("1492 bytes: %v", err)
+	}
+	if !far.from(5 * time.Second).IsValid() {
+		t.Error("1492 bytes do not arrive")
+	}
+
+	lab.Partition(d, a)
+	if _, err := d.Ping(shortly(t), a.Addr()); err == nil {
+		t.Error("d reaches a though they are cut")
+	}
+	if _, err := e.Ping(soon(t), a.Addr()); err != nil {
+		t.Errorf("the neighbour of one who is cut from a: %v", err)
+	}
 }

@@ -250,9 +250,10 @@ func TestCables(t *testing.T) {
 	reaches(t, c, b)
 	links[0].Impair(netlab.Impairment{Delay: time.Microsecond}) // a cut holds on whatever devices the cable is made of
 	unreachable(t, b, a)
+	links[0].Impair(netlab.Impairment{})
+	unreachable(t, b, a)
 	lab.Heal(a, b)
 	reaches(t, a, b)
-	links[0].Impair(netlab.Impairment{})
 
 	lab.Cut(a, b)
 	s, far := open(t, a, ":9"), open(t, b, ":9")
@@ -354,8 +355,12 @@ func TestImpair(t *testing.T) {
 	}
 	links[0].Impair(netlab.Impairment{})
 	before, _ := links[0].Stats()
-	if rtt := ping(); rtt > 20*time.Millisecond {
-		t.Errorf("no delay, there and back in %v", rtt)
+	best := time.Hour
+	for range 10 {
+		best = min(best, ping())
+	}
+	if best > 20*time.Millisecond {
+		t.Errorf("no delay, there and back in %v", best)
 	}
 	if after, _ := links[0].Stats(); before.In == 0 || after != before {
 		t.Errorf("healed, and the engine still sees packets: %+v, then %+v", before, after)
@@ -381,7 +386,7 @@ func TestImpair(t *testing.T) {
 
 type received struct {
 	all, distinct, late int
-	took                time.Duration // between the first and the last
+	took                time.Duration // to send them
 }
 
 // stream sends count packets from a to b, numbered, a given time apart, and says what came.
@@ -404,22 +409,17 @@ func stream(t *testing.T, a, b *netlab.Host, count, size int, every time.Duratio
 	wg.Go(func() {
 		seen := make(map[uint32]bool)
 		buf := make([]byte, 2000)
-		var first, last time.Time
 		top := uint32(0)
 		for {
-			dst.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
+			dst.SetReadDeadline(time.Now().Add(400 * time.Millisecond))
 			if _, _, err := dst.ReadFrom(buf); err != nil {
 				select {
 				case <-sent:
 				default:
 					continue
 				}
-				r.distinct, r.took = len(seen), last.Sub(first)
+				r.distinct = len(seen)
 				return
-			}
-			last = time.Now()
-			if first.IsZero() {
-				first = last
 			}
 			n := binary.BigEndian.Uint32(buf)
 			if n < top && !seen[n] {
@@ -438,8 +438,10 @@ func stream(t *testing.T, a, b *netlab.Host, count, size int, every time.Duratio
 		}
 		time.Sleep(time.Until(begin.Add(time.Duration(i) * every)))
 	}
+	took := time.Since(begin)
 	close(sent)
 	wg.Wait()
+	r.took = took
 	return r
 }
 
@@ -452,13 +454,15 @@ func TestRate(t *testing.T) {
 		"both":   func(k *netlab.Link) { k.SetRate(rate); k.Impair(netlab.Impairment{Delay: time.Millisecond}) },
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			_, hosts, links := lan(t, 2, netlab.LinkConfig{})
 			reaches(t, hosts[0], hosts[1])
 			limit(links[1]) // the far end's cable: its other direction counts
 			got := stream(t, hosts[0], hosts[1], count, size, 125*time.Microsecond)
-			bits := float64(got.all) * 1250 * 8 / got.took.Seconds()
-			if got.all == count || bits > 1.15*float64(rate) || bits < 0.6*float64(rate) {
-				t.Errorf("%d of %d at %.1f Mbit/s, want the rate", got.all, count, bits/1e6)
+			// What waits in the queue when the last is sent still comes: 100 ms, and a burst of the token bucket.
+			most := int(1.1 * float64(rate) / 8 / 1250 * (got.took + 110*time.Millisecond).Seconds())
+			if got.all > most || got.all < count/6 {
+				t.Errorf("%d of %d, sent in %v, pass; want at most %d", got.all, count, got.took, most)
 			}
 			links[1].SetRate(0)
 			links[1].Impair(netlab.Impairment{})
@@ -547,6 +551,14 @@ func TestCapture(t *testing.T) {
 	}
 	if err := all.Stop(); err != nil {
 		t.Error(err)
+	}
+	eth := b.Capture("eth0", netlab.CaptureConfig{})
+	reaches(t, a, b)
+	if err := eth.Stop(); err != nil {
+		t.Error(err)
+	}
+	if seen, _ := eth.Seen(); seen < 4 {
+		t.Errorf("%d frames on b's own device, want two questions and two answers", seen)
 	}
 	if seen, n := all.Seen(); n != 200 || seen < 400 {
 		t.Errorf("%d of %d frames match, want 200: one out of a and one into b, a hundred times", n, seen)
@@ -679,6 +691,53 @@ func TestNoPrivilege(t *testing.T) {
 		out, _ := cmd.CombinedOutput()
 		if !bytes.Contains(out, []byte("--- "+want)) || !bytes.Contains(out, []byte("netlab needs root")) {
 			t.Errorf("CI=%q, as nobody: %s", ci, out)
+		}
+	}
+}
+
+// BenchmarkLink carries media-like packets over a link as fast as it goes with both hosts on this machine: a plain one,
+// and one with an engine, of which at most 512 packets are ahead.
+func BenchmarkLink(b *testing.B) {
+	for name, imp := range map[string]netlab.Impairment{"plain": {}, "impaired": {Loss: 0.001, Delay: 5 * time.Millisecond}} {
+		for _, size := range []int{180, 1200} {
+			b.Run(fmt.Sprintf("%s/%dB", name, size), func(b *testing.B) {
+				_, hosts, links := lan(b, 2, netlab.LinkConfig{})
+				if _, err := hosts[0].Ping(soon(b), hosts[1].Addr()); err != nil {
+					b.Fatal(err)
+				}
+				links[0].Impair(imp)
+				dst, err := hosts[1].ListenPacket("udp4", ":5000")
+				if err != nil {
+					b.Fatal(err)
+				}
+				src, err := hosts[0].Dial(soon(b), "udp", netip.AddrPortFrom(hosts[1].Addr(), 5000).String())
+				if err != nil {
+					b.Fatal(err)
+				}
+				defer src.Close()
+				var wg sync.WaitGroup
+				defer wg.Wait()
+				defer dst.Close()
+				wg.Go(func() {
+					buf := make([]byte, 2000)
+					for {
+						if _, _, err := dst.ReadFrom(buf); err != nil {
+							return
+						}
+					}
+				})
+				data := make([]byte, size)
+				b.SetBytes(int64(size))
+				n := uint64(0)
+				for b.Loop() {
+					src.Write(data)
+					if n++; n%64 == 0 && imp.Delay > 0 {
+						for s, _ := links[0].Stats(); s.In+512 < n; s, _ = links[0].Stats() {
+							time.Sleep(50 * time.Microsecond)
+						}
+					}
+				}
+			})
 		}
 	}
 }

@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"plenum/overlay/netlab"
 )
 
@@ -19,7 +21,11 @@ func loopback(t testing.TB) *net.UDPConn {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.SetReadBuffer(8 << 20)
+	raw, _ := c.SyscallConn()
+	raw.Control(func(fd uintptr) { // as large as it may be, and larger as root: what the kernel drops is not the relay's loss
+		unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 8<<20)
+		unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 8<<20)
+	})
 	t.Cleanup(func() { c.Close() })
 	return c
 }
