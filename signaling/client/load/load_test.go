@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -23,6 +24,12 @@ import (
 func TestMain(m *testing.M) {
 	if os.Getenv("PLENUM_LOAD_SHARD") == "" {
 		os.Exit(m.Run())
+	}
+	if n, err := strconv.ParseUint(os.Getenv("PLENUM_LOAD_FILES"), 10, 64); err == nil {
+		if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: n, Max: n}); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
 	}
 	var config signaling.Config
 	config.HTTP, config.XMPP = "127.0.0.1:0", "127.0.0.1:0"
@@ -43,14 +50,17 @@ func TestMain(m *testing.M) {
 }
 
 // shard starts a shard of our own and returns its process and what to dial.
-func shard(tb testing.TB) (pid int, c count.Config) {
+func shard(tb testing.TB) (pid int, c count.Config) { return shardWith(tb) }
+
+// shardWith is shard with more environment.
+func shardWith(tb testing.TB, env ...string) (pid int, c count.Config) {
 	tb.Helper()
 	exe, err := os.Executable()
 	if err != nil {
 		tb.Fatal(err)
 	}
 	cmd := exec.Command(exe)
-	cmd.Env = append(os.Environ(), "PLENUM_LOAD_SHARD=1")
+	cmd.Env = append(append(os.Environ(), "PLENUM_LOAD_SHARD=1"), env...)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
