@@ -279,7 +279,7 @@ func (s *scan) run(b []byte, oneTag bool) int {
 				return -1
 			}
 			s.i += next
-			s.in, s.last = '<', c
+			s.in, s.last = '<', s.in // the quote ends the slash that a value may end with
 		}
 		s.i++
 	}

@@ -106,8 +106,28 @@ func TestDecoderAgreesWithParse(t *testing.T) {
 	}
 }
 
+// TestDecoderSlashes: a slash in an attribute does not make a tag empty, wherever the bytes are cut in two.
+func TestDecoderSlashes(t *testing.T) {
+	const stanza = `<iq id='/' a="/b/"><query xmlns='http://jabber.org/protocol/disco#info' node='/'><c d='http://e/'/></query></iq>`
+	for cut := range len(stanza) {
+		r := io.MultiReader(strings.NewReader(opening), strings.NewReader(stanza[:cut]), strings.NewReader(stanza[cut:]))
+		d := NewDecoder(r, Limits{})
+		if _, err := d.Header(); err != nil {
+			t.Fatal(err)
+		}
+		e, err := d.Next()
+		if err != nil {
+			t.Fatalf("cut at %q: %v", stanza[cut:], err)
+		}
+		if c := e.First().First(); c == nil || c.Attr("d") != "http://e/" {
+			t.Errorf("cut at %q: %s", stanza[cut:], e)
+		}
+	}
+}
+
 func FuzzDecoder(f *testing.F) {
 	f.Add(opening + "<a><b c='>'/>d</a>" + StreamEnd)
+	f.Add(opening + "<a b='http://c/' d='/'>e</a>" + StreamEnd)
 	f.Add("<s:stream xmlns:s='http://etherx.jabber.org/streams'><s:x/><y xmlns='z'/></s:stream>")
 	f.Fuzz(func(t *testing.T, s string) {
 		read := func(r io.Reader) (out []string, err error) {
@@ -121,9 +141,15 @@ func FuzzDecoder(f *testing.F) {
 			}
 		}
 		whole, err := read(strings.NewReader(s))
-		pieces, err2 := read(iotest.OneByteReader(strings.NewReader(s)))
-		if diff := cmp.Diff(whole, pieces); diff != "" || (err == io.EOF) != (err2 == io.EOF) {
-			t.Fatalf("%v, %v\n%s", err, err2, diff)
+		for name, r := range map[string]io.Reader{
+			"bytes":  iotest.OneByteReader(strings.NewReader(s)),
+			"halves": io.MultiReader(strings.NewReader(s[:len(s)/2]), strings.NewReader(s[len(s)/2:])),
+			"thirds": io.MultiReader(strings.NewReader(s[:len(s)/3]), strings.NewReader(s[len(s)/3:])),
+		} {
+			pieces, err2 := read(r)
+			if diff := cmp.Diff(whole, pieces); diff != "" || (err == io.EOF) != (err2 == io.EOF) {
+				t.Fatalf("%s: %v, %v\n%s", name, err, err2, diff)
+			}
 		}
 	})
 }
