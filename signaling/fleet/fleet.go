@@ -18,6 +18,7 @@ const (
 	rampUp        = 20 * time.Second // how long a placed endpoint is counted before presence shows it
 	defaultStress = 0.01             // of one participant, unless the bridge says otherwise
 	failureMemory = time.Minute      // how long a failed bridge is left alone
+	illForGood    = 3                // presences in a row that say unhealthy until a bridge has failed
 )
 
 // A Bridge is one bridge as the selection sees it.
@@ -28,10 +29,11 @@ type Bridge struct {
 	Version string
 	// Stress is the reported stress level, 1 being full, plus that of endpoints placed since.
 	Stress float64
-	// Draining bridges take endpoints only when nothing else is left; shutting down ones never do, and
+	// Draining bridges, and those that are unwell for a moment, take endpoints only when nothing else is
+	// left; shutting down ones never do, and
 	// those in graceful shutdown take only endpoints of conferences that they have.
 	Draining, ShuttingDown, Graceful bool
-	// Failed is set while the bridge is unhealthy or has failed a request recently.
+	// Failed is set while the bridge has been unhealthy for a while or has failed a request recently.
 	Failed bool
 }
 
@@ -112,7 +114,7 @@ type entry struct {
 	Bridge
 	reported       float64 // stress in the last presence
 	perParticipant float64
-	unhealthy      bool
+	ill            int // presences in a row that said unhealthy
 	failedUntil    time.Time
 	gracefulSaid   bool        // refused a request because of it
 	placed         []time.Time // endpoints placed within rampUp, oldest first
@@ -136,13 +138,14 @@ func (f *Fleet) Observe(now time.Time, bridge jid.JID, stats colibri.Stats) (cha
 	return was != e.usable(now)
 }
 
-// Leave reports whether conferences on a bridge should move away: it is shutting down or unhealthy, and
-// there is another one to go to.
+// Leave reports whether conferences on a bridge should move away: it is shutting down, or has been unhealthy
+// for a while, and there is another one to go to. A bridge that was short of CPU for a moment is not left:
+// moving costs everybody more than that.
 func (f *Fleet) Leave(now time.Time, bridge jid.JID) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	e := f.bridges[bridge]
-	if e == nil || !e.ShuttingDown && !e.unhealthy {
+	if e == nil || !e.ShuttingDown && e.ill < illForGood {
 		return false
 	}
 	for other, o := range f.bridges {

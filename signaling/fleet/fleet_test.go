@@ -108,11 +108,16 @@ func TestFleet(t *testing.T) {
 	if f.Leave(now, at("x")) || f.Leave(now, at("nobody")) {
 		t.Error("nothing is wrong with it")
 	}
-	if !f.Observe(now, at("x"), stats("stress_level", "0.1", "healthy", "false")) {
-		t.Error("an unhealthy bridge is not reported")
+	if f.Observe(now, at("x"), stats("stress_level", "0.1", "healthy", "false")) {
+		t.Error("a moment is made much of")
 	}
-	if c := chosen(); c != "y" || !f.Leave(now, at("x")) {
-		t.Errorf("unhealthy: %s", c)
+	if c := chosen(); c != "y" || f.Leave(now, at("x")) {
+		t.Errorf("unhealthy for a moment: %s", c)
+	}
+	for i := 2; i <= 4; i++ { // told once, when it is time to leave
+		if got := f.Observe(now, at("x"), stats("healthy", "false")); got != (i == illForGood) || f.Leave(now, at("x")) != (i >= illForGood) {
+			t.Errorf("presence %d: %v", i, got)
+		}
 	}
 	if !f.Observe(now, at("x"), stats("stress_level", "0.1", "healthy", "true")) {
 		t.Error("recovery is not reported")

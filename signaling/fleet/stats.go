@@ -26,7 +26,11 @@ func (e *entry) observe(stats colibri.Stats) {
 	e.Draining = flag(stats, "drain", true)
 	e.ShuttingDown = flag(stats, "shutting_down", false)
 	e.Graceful = flag(stats, "graceful_shutdown", false) || flag(stats, "shutdown_in_progress", false)
-	e.unhealthy = !flag(stats, "healthy", true)
+	if flag(stats, "healthy", true) {
+		e.ill = 0
+	} else {
+		e.ill++
+	}
 	if !e.Graceful {
 		e.gracefulSaid = false
 	}
@@ -55,7 +59,8 @@ func (e *entry) at(now time.Time) Bridge {
 	}
 	b := e.Bridge
 	b.Stress = e.reported + each*float64(len(e.placed))
-	b.Failed = e.unhealthy || now.Before(e.failedUntil)
+	b.Draining = b.Draining || e.ill > 0
+	b.Failed = e.ill >= illForGood || now.Before(e.failedUntil)
 	b.Graceful = b.Graceful || e.gracefulSaid
 	return b
 }
