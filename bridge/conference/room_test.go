@@ -119,6 +119,7 @@ type client struct {
 	picture  [3]uint16
 	tl0      [3]uint8
 	sent     map[SSRC][][]byte // media as sent
+	alter    func(p []byte)    // changes video before it is sent; may be nil
 
 	plis int // answered
 	rtp  []got
@@ -294,6 +295,9 @@ func (c *client) send(p []byte) {
 	r, err := packet.ParseRTP(p)
 	if err != nil {
 		c.r.t.Fatal(err)
+	}
+	if c.alter != nil && r.PT() == ptVP8 {
+		c.alter(p)
 	}
 	c.sent[r.SSRC()] = append(c.sent[r.SSRC()], slices.Clone(p))
 	b := &packet.Buf{}
