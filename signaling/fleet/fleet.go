@@ -29,9 +29,9 @@ type Bridge struct {
 	Version string
 	// Stress is the reported stress level, 1 being full, plus that of endpoints placed since.
 	Stress float64
-	// Draining bridges, and those that are unwell for a moment, take endpoints only when nothing else is
-	// left; shutting down ones never do, and
-	// those in graceful shutdown take only endpoints of conferences that they have.
+	// Draining bridges, and those unwell for a moment, take endpoints only when nothing else is left;
+	// shutting down ones never do, and those in graceful shutdown take only endpoints of conferences
+	// that they have.
 	Draining, ShuttingDown, Graceful bool
 	// Failed is set while the bridge has been unhealthy for a while or has failed a request recently.
 	Failed bool
