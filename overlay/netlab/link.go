@@ -435,7 +435,7 @@ func (e *end) applyLocked() error {
 			}
 			e.q, e.r = nil, nil
 		}
-		if err := errors.Join(e.dropMini(), shape(l.nl, e.p, 0)); err != nil {
+		if err := errors.Join(e.dropMini(), shape(l.nl, e.p, 0, e.mtu)); err != nil {
 			return err
 		}
 		return l.nl.LinkSetMaster(e.p, e.sw.bridge)
@@ -467,12 +467,12 @@ func (e *end) applyLocked() error {
 			e.mini = mini
 		}
 		return errors.Join(l.nl.LinkSetMaster(e.p, e.mini), l.nl.LinkSetMaster(e.q, e.mini),
-			shape(l.nl, e.p, e.rate), shape(l.nl, e.q, e.rate))
+			shape(l.nl, e.p, e.rate, e.mtu), shape(l.nl, e.q, e.rate, e.mtu))
 	}
 	// The engines see what the cable would carry: frames of at most the MTU with their checksums filled in. So the
 	// senders on the other ends of p and q may leave neither segmentation nor checksums to the devices.
 	err := errors.Join(l.nl.LinkSetNoMaster(e.p), l.nl.LinkSetNoMaster(e.q), e.dropMini(),
-		shape(l.nl, e.p, 0), shape(l.nl, e.q, 0),
+		shape(l.nl, e.p, 0, e.mtu), shape(l.nl, e.q, 0, e.mtu),
 		offload(e.host.ns, e.name, false), offload(l.wire, e.r.Attrs().Name, false))
 	if err != nil {
 		return err
@@ -504,7 +504,7 @@ func (e *end) limited(imp Impairment) Impairment {
 }
 
 // shape puts a token bucket of 100 ms before the device, or takes it away when the rate is zero.
-func shape(nl *netlink.Handle, dev netlink.Link, rate Bitrate) error {
+func shape(nl *netlink.Handle, dev netlink.Link, rate Bitrate, mtu int) error {
 	attrs := netlink.QdiscAttrs{LinkIndex: dev.Attrs().Index, Parent: netlink.HANDLE_ROOT, Handle: netlink.MakeHandle(1, 0)}
 	tbf := &netlink.Tbf{QdiscAttrs: attrs}
 	if rate == 0 {
@@ -515,7 +515,7 @@ func shape(nl *netlink.Handle, dev netlink.Link, rate Bitrate) error {
 		return err
 	}
 	bytes := uint64(rate) / 8
-	burst := uint32(max(bytes/200, 4*1514)) // 5 ms, and never so small that a full frame does not fit
+	burst := uint32(max(bytes/200, uint64(2*(mtu+18)))) // 5 ms, and never so small that a full frame does not fit
 	tbf.Rate = bytes
 	tbf.Buffer = netlink.Xmittime(bytes, burst)
 	tbf.Limit = uint32(bytes/10) + burst

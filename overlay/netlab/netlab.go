@@ -35,7 +35,9 @@ var ErrPrivilege = errors.New("netlab needs root (CAP_SYS_ADMIN and CAP_NET_ADMI
 var ErrTools = errors.New("netlab needs nft, mount, sh and env (Debian: nftables, mount, dash, coreutils)")
 
 // Check reports what keeps this process from having a lab, and nil when nothing does.
-func Check() error {
+func Check() error { return check() }
+
+var check = sync.OnceValue(func() error {
 	err := discard(func() error { return unix.Unshare(unix.CLONE_NEWNET | unix.CLONE_NEWNS) })
 	if err != nil {
 		return fmt.Errorf("%w: unshare: %w", ErrPrivilege, err)
@@ -46,7 +48,7 @@ func Check() error {
 		}
 	}
 	return nil
-}
+})
 
 // Require ends the test unless it may have a lab: it fails when the environment has CI or PLENUM_NETLAB set, so that
 // these tests cannot vanish where they are meant to run, and skips with the reason otherwise.

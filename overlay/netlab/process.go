@@ -79,6 +79,7 @@ func (h *Host) launch(cmd *exec.Cmd) (*Process, error) {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
 	}
 	cmd.SysProcAttr.Setpgid = !cmd.SysProcAttr.Setsid
+	cmd.SysProcAttr.Pdeathsig = 0 // it would come at once, with the end of the thread below
 	err := discard(func() error {
 		err := h.enter(unix.CLONE_NEWPID, unix.CLONE_NEWIPC, unix.CLONE_NEWUTS, unix.CLONE_NEWNET, unix.CLONE_NEWNS)
 		if err != nil {

@@ -160,6 +160,7 @@ func BenchmarkRelay(b *testing.B) {
 			data := make([]byte, size)
 			b.SetBytes(int64(size))
 			n := uint64(0)
+			defer cpu(b)()
 			for b.Loop() {
 				client.WriteToUDPAddrPort(data, r.Addr())
 				if n++; n%64 == 0 {
