@@ -5,7 +5,7 @@ need = command -v $(1) >/dev/null 2>&1 || { echo "installing $(2), which provide
 	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(2) >/dev/null; }
 TESTFLAGS ?= -shuffle=on -timeout 20m
 
-.PHONY: help build run test check lint generate bench clean
+.PHONY: help build run test check lint generate bench chaos clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,6 +37,10 @@ generate: ## bundle the web client anew
 
 bench: ## what forwarding a packet costs, as a ratio to the limit: the tables of docs/PERFORMANCE.md, in ten minutes
 	$(GO) test -run '^$$' -bench Cost -benchtime 1x -timeout 60m . $(BENCHFLAGS)
+	$(GO) test -run '^$$' -bench 'Storm|Idle' -benchtime 1x -timeout 60m ./signaling/client/load
+
+chaos: ## cuts, restarts and floods in full length: the recovery times of docs/PERFORMANCE.md, in five minutes
+	PLENUM_CHAOS=1 $(GO) test -v -count=1 -run 'Cuts|Restarts|Flood' -timeout 30m .
 
 clean: ## what build left
 	rm -rf plenum build

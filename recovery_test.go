@@ -2,11 +2,14 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net"
+	"net/http/httptest"
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -16,6 +19,7 @@ import (
 	"plenum/bridge"
 	"plenum/signaling"
 	"plenum/signaling/client"
+	"plenum/signaling/web"
 )
 
 // fullLength reports whether the long versions run, as make chaos asks for.
@@ -25,6 +29,7 @@ func fullLength() bool { return os.Getenv("PLENUM_CHAOS") != "" }
 type split struct {
 	t          *testing.T
 	http, xmpp string
+	shard      *signaling.Server
 	stop       func()
 }
 
@@ -71,12 +76,13 @@ func freePort(t *testing.T) string {
 // start runs a shard that knows nothing of an earlier one but its key.
 func (s *split) start() {
 	s.t.Helper()
-	config := signaling.Config{HTTP: s.http, XMPP: s.xmpp, Accounts: []string{"jvb:secret"}}
+	config := signaling.Config{HTTP: s.http, XMPP: s.xmpp, Accounts: []string{"jvb:secret"}, Web: web.Handler()}
 	config.Sessions.ResumeKey = []byte("the same every time")
 	shard, err := signaling.New(config)
 	if err != nil {
 		s.t.Fatal(err)
 	}
+	s.shard = shard
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- shard.Run(ctx) }()
@@ -138,6 +144,99 @@ func TestShardRestarts(t *testing.T) {
 	slices.Sort(times)
 	t.Logf("%d participants back with media: p50 %v, p95 %v, last %v", n, times[n/2].Round(time.Millisecond),
 		times[n*95/100].Round(time.Millisecond), times[n-1].Round(time.Millisecond))
+}
+
+// people returns how many are in rooms.
+func (s *split) people() int {
+	w := httptest.NewRecorder()
+	s.shard.DebugHandler().ServeHTTP(w, httptest.NewRequest("GET", "/debug/", nil))
+	var v struct{ Rooms struct{ People int } }
+	if err := json.Unmarshal(w.Body.Bytes(), &v); err != nil {
+		s.t.Fatal(err)
+	}
+	return v.Rooms.People
+}
+
+// TestTabsSurviveRestart is the same for the built-in page: nobody has to reload it.
+func TestTabsSurviveRestart(t *testing.T) {
+	s := startSplit(t)
+	b := newBrowser(t)
+	room := "http://" + s.http + "/restart"
+	ann, bob := b.open(t, "ann", room, css(red)), b.open(t, "bob", room, css(green))
+	ann.until("plenum.id", joinLimit)
+	bob.until("plenum.id", joinLimit)
+	ann.sees(bob, green, mediaLimit)
+	bob.sees(ann, red, mediaLimit)
+	s.restart(0)
+	for end := time.Now().Add(mediaLimit); s.people() < 2; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d people are back", s.people())
+		}
+	}
+	ann.sees(bob, green, mediaLimit)
+	bob.sees(ann, red, mediaLimit)
+	bob.click("mic")
+	ann.until(fmt.Sprintf("plenum.tiles.get(%q).figure.classList.contains('silent')", bob.id()), soon)
+}
+
+// TestCuts cuts one of three off in every way and counts the time from the end of the cut until it hears the
+// others and they hear it. The short cuts run always, the long ones for make chaos.
+func TestCuts(t *testing.T) {
+	type cut struct {
+		what  string
+		after time.Duration
+		long  bool
+	}
+	for _, c := range []cut{
+		{"socket", time.Second, false}, {"media", 2 * time.Second, false}, {"all", 2 * time.Second, false},
+		{"socket", 5 * time.Second, true}, {"socket", 90 * time.Second, true},
+		{"media", 5 * time.Second, true}, {"media", 45 * time.Second, true},
+		{"all", 5 * time.Second, true}, {"all", 90 * time.Second, true}, // 90 s: a laptop that slept
+	} {
+		t.Run(fmt.Sprintf("%s for %v", c.what, c.after), func(t *testing.T) {
+			if c.long != fullLength() {
+				t.Skip("not in this run")
+			}
+			t.Parallel()
+			shard := startDev(t, func(o *devOptions) { o.resumeKey = "secret" })
+			g := newGate(t, strings.TrimPrefix(shard.HTTP, "http://"))
+			others := joinRoom(t, shard.HTTP, "cuts", 2, 0)
+			one := joinRoom(t, "http://"+g.listener.Addr().String(), "cuts", 1, 0)[0]
+			all := append(others, one)
+			for _, p := range all {
+				await(t, p, mediaLimit, "hears the others", func(s client.Stats) bool { return s.Playing(client.Audio) == 2 })
+			}
+			var restore func()
+			switch c.what {
+			case "socket":
+				g.set(true)
+				restore = func() { g.set(false) }
+			case "media":
+				one.CutMedia()
+				restore = one.Restore
+			case "all":
+				one.Cut()
+				restore = one.Restore
+			}
+			time.Sleep(c.after)
+			restore()
+			began := time.Now()
+			heard := func(p *client.Participant, who string) time.Duration {
+				await(t, p, time.Minute, "hears "+who, func(s client.Stats) bool {
+					return s.Source(who+"-a0").LastPacket.After(began) || heardSince(s, began) == 2
+				})
+				return time.Since(began)
+			}
+			down := heard(one, others[0].ID())
+			up := heard(others[0], one.ID())
+			if c.what == "socket" {
+				await(t, one, time.Minute, "is back on its shard", func(s client.Stats) bool { return s.Resumptions > 0 && len(s.Members) == 4 })
+			}
+			s := one.Stats()
+			t.Logf("hears after %v, is heard after %v, all well after %v; %d resumptions, %d media sessions", down.Round(time.Millisecond),
+				up.Round(time.Millisecond), time.Since(began).Round(time.Millisecond), s.Resumptions, s.Sessions)
+		})
+	}
 }
 
 // heardSince counts the others whose sound has come since a time.

@@ -25,6 +25,8 @@ const FEATURES = ['http://jabber.org/protocol/caps', 'http://jabber.org/protocol
   'http://jitsi.org/tcc', 'urn:ietf:rfc:4588', 'urn:xmpp:jingle:1', 'urn:xmpp:jingle:apps:dtls:0', 'urn:xmpp:jingle:apps:rtp:1',
   'urn:xmpp:jingle:apps:rtp:audio', 'urn:xmpp:jingle:apps:rtp:video', 'urn:xmpp:jingle:transports:dtls-sctp:1',
   'urn:xmpp:jingle:transports:ice-udp:1'];
+/** What a shard says that does not know a room: to stock clients, too, it means to ask for the conference and join again. */
+const VANISHED = 'Room creation is restricted';
 const NODE = 'https://plenum.invalid/web';
 
 export class Conference {
@@ -36,6 +38,7 @@ export class Conference {
   private media?: Media;
   private sources: Record<string, { muted: boolean; videoType?: string }> = {};
   private joined = false;
+  private rejoins = 0;
 
   constructor(private readonly config: Config, room: string, private name: string, private readonly local: MediaStream,
               private readonly handler: ConferenceHandler) {
@@ -104,6 +107,10 @@ export class Conference {
   private presence(p: Element): void {
     const id = attr(p, 'from').split('/')[1];
     const type = attr(p, 'type');
+    if (type === 'error' && id === this.id && child(p, 'error')?.textContent === VANISHED && this.rejoins++ < 3) {
+      this.media?.close();
+      return void this.enter(this.stream.jid).catch(e => this.end('the room could not be entered again: ' + e.message));
+    }
     if (type === 'error') return this.end('the room refused us: ' + (child(p, 'error')?.firstElementChild?.localName ?? 'error'));
     if (type === 'unavailable') {
       if (id === this.id) this.end('we were removed from the room');

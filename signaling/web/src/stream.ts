@@ -89,7 +89,9 @@ export class Stream {
       case 'features': return this.features(e);
       case 'success': return this.open();
       case 'failure': return this.fail('the server refused us: ' + (e.firstElementChild?.localName ?? 'failure'));
-      case 'enabled': this.token = attr(e, 'id'); return this.began();
+      case 'enabled': // comes again with a newer token before acknowledgements
+        this.token = attr(e, 'id');
+        return this.ready ? undefined : this.began();
       case 'resumed': return this.resumed(e);
       case 'failed': return this.fail('the connection was away for too long');
       case 'r': return this.write(el(NS.sm, 'a', { h: this.received }));
