@@ -19,8 +19,9 @@ import (
 )
 
 const (
-	// flushAt is how many datagrams an outbox holds before they are sent in the middle of a fan-out.
-	flushAt = 1024
+	// flushAt is how many datagrams an outbox holds before they are sent in the middle of a fan-out: as many as stay
+	// in a cache, and those who come first need not wait for the last.
+	flushAt = 128
 	// ringSlots is how many packets may be on their way from one core to another.
 	ringSlots = 256
 	// readRounds and ringRounds are how many batches are taken from a socket and from a ring before the others
