@@ -184,8 +184,8 @@ func TestConfigJS(t *testing.T) {
 		c["flags"].(map[string]any)["ssrcRewritingEnabled"] != true {
 		t.Errorf("switches: %v", c)
 	}
-	// The client prefers what the focus offers, in this or another order; VP8 alone unless configured.
-	if q := c["videoQuality"].(map[string]any); fmt.Sprint(q["codecPreferenceOrder"], q["mobileCodecPreferenceOrder"]) != "[VP8] [VP8]" {
+	// The client prefers what the focus offers, in its own order.
+	if q := c["videoQuality"].(map[string]any); fmt.Sprint(q["codecPreferenceOrder"], q["mobileCodecPreferenceOrder"]) != "[AV1 VP9 VP8 H264] [VP8 VP9 H264 AV1]" {
 		t.Errorf("codecs: %v", q)
 	}
 	all := Config{Focus: focus.Config{VideoCodecs: []string{"AV1", "VP8", "VP9"}}}

@@ -69,8 +69,8 @@ type Config struct {
 	RestartBurst int
 }
 
-// DefaultVideoCodecs are offered when Config names none. Not to be modified.
-var DefaultVideoCodecs = []string{"VP8"}
+// DefaultVideoCodecs are offered when Config names none, in Jicofo's order. Not to be modified.
+var DefaultVideoCodecs = []string{"AV1", "VP8", "H264", "VP9"}
 
 // A Fleet is what a conference asks of the bridges' registry; *fleet.Fleet is one. Its methods are
 // called during Step and must not block.
