@@ -169,12 +169,18 @@ func (l *Lab) privatePrefix() netip.Prefix {
 	return netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 168, byte(l.subnets), 0}), 24)
 }
 
-// discard runs f on a thread of its own that ends with it, for what f does to a thread cannot be undone.
+// discard runs f on a thread of its own that ends with it, for what f does to a thread cannot be undone. It is never the
+// first thread, which stands for the whole process in /proc/self.
 func discard(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		done <- f()
+		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			defer runtime.UnlockOSThread()
+			done <- discard(f) // on another, as this one waits
+			return
+		}
+		done <- f() // never unlocked: the thread ends with the goroutine
 	}()
 	return <-done
 }

@@ -10,11 +10,14 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"sync/atomic"
 	"time"
 )
 
 // pingEvery is how often Ping asks.
 const pingEvery = 50 * time.Millisecond
+
+var pings atomic.Uint32
 
 // Ping asks addr from the host until it answers, and returns how long the answered question took. It returns an error
 // when ctx ends first.
@@ -29,7 +32,7 @@ func (h *Host) Ping(ctx context.Context, addr netip.Addr) (time.Duration, error)
 	}
 	defer c.Close()
 	defer context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })()
-	id := uint16(os.Getpid())
+	id := uint16(pings.Add(1)) // answers to another Ping come to every raw socket of the host
 	sent := make(map[uint16]time.Time)
 	buf := make([]byte, 1500)
 	for seq := uint16(0); ctx.Err() == nil; seq++ {
@@ -47,7 +50,9 @@ func (h *Host) Ping(ctx context.Context, addr netip.Addr) (time.Duration, error)
 			if err != nil || n < 8 || buf[0] != reply || binary.BigEndian.Uint16(buf[4:]) != id {
 				continue
 			}
-			return time.Since(sent[binary.BigEndian.Uint16(buf[6:])]), nil
+			if t, ok := sent[binary.BigEndian.Uint16(buf[6:])]; ok {
+				return time.Since(t), nil
+			}
 		}
 	}
 	return 0, fmt.Errorf("%s: ping %s: %w", h.name, addr, ctx.Err())

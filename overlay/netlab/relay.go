@@ -129,8 +129,7 @@ func (r *Relay) Close() error {
 
 func (r *Relay) run() {
 	defer close(r.done)
-	release := punctual()
-	defer release()
+	punctual()
 	buf := make([]byte, 1<<16)
 	var fds []unix.PollFd
 	for {
