@@ -158,12 +158,13 @@ type Participant struct {
 	net    *peer.Network
 	ledger *peer.Ledger
 
-	cancel context.CancelFunc // ends everything that the participant started
-	wg     sync.WaitGroup
-	box    *mailbox
-	joined chan struct{} // closed with the own presence
-	done   chan struct{} // closed when the participant's goroutine has ended
-	err    error         // why; readable after done
+	cancel  context.CancelFunc // ends everything that the participant started
+	closing <-chan struct{}    // closed by cancel
+	wg      sync.WaitGroup
+	box     *mailbox
+	joined  chan struct{} // closed with the own presence
+	done    chan struct{} // closed when the participant's goroutine has ended
+	err     error         // why; readable after done
 
 	// Owned by the participant's goroutine.
 	stream     stream
@@ -201,7 +202,7 @@ func Join(ctx context.Context, cfg Config) (*Participant, error) {
 		audioMuted: cfg.Send.AudioMuted, videoMuted: cfg.Send.VideoMuted,
 	}
 	life, cancel := context.WithCancel(context.Background())
-	p.cancel = cancel
+	p.cancel, p.closing = cancel, life.Done()
 	p.setTarget()
 	minusOne, any := -1, int64(-1)
 	p.wanted = colibri.ReceiverVideoConstraints{LastN: &minusOne, AssumedBandwidthBps: &any}

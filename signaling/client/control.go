@@ -184,6 +184,29 @@ func (p *Participant) Restore() {
 	p.target.cut.set(false)
 }
 
+// Sleep stops the participant for d, as a computer does whose lid is closed: nothing is sent, read or
+// timed, and the network is cut. It returns when it is over.
+func (p *Participant) Sleep(d time.Duration) error {
+	p.Cut()
+	defer p.Restore()
+	over := make(chan struct{})
+	if !p.box.post(func() {
+		select {
+		case <-over:
+		case <-p.closing:
+		}
+	}) {
+		return ErrClosed
+	}
+	defer close(over)
+	select {
+	case <-time.After(d):
+		return nil
+	case <-p.closing:
+		return ErrClosed
+	}
+}
+
 // DropSocket resets the connection to the shard; the participant resumes by itself (Config.ResumeAfter).
 func (p *Participant) DropSocket() error {
 	return p.do(func() error {

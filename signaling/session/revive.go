@@ -28,9 +28,8 @@ import (
 
 const (
 	idChars = 24
-	// tokenLife is how old a token may be: longer than a client takes between two acknowledgements (a ping
-	// every 10 s, one in five stanzas asks) and its last attempt to come back.
-	tokenLife    = 5 * time.Minute
+	// tokenLife is how old a token may be: longer than most laptops sleep through a meeting.
+	tokenLife    = 4 * time.Hour
 	tokenVersion = 1
 )
 
