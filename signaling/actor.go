@@ -153,6 +153,9 @@ func (a *actor) event(now time.Time, e muc.Event) {
 	if e.Kind == muc.Entered {
 		a.rejoined(now, e.JID, e.Nick)
 	}
+	if a.hall.isInternal(a.jid) {
+		a.hall.instanceEvent(a.jid, e)
+	}
 	switch {
 	case a.fleet:
 		a.bridgeEvent(now, e)

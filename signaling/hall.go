@@ -75,14 +75,15 @@ type hall struct {
 	quit       chan struct{} // closed when all rooms have to end
 	wg         sync.WaitGroup
 
-	mu       sync.Mutex
-	rooms    map[jid.JID]*actor
-	seats    map[jid.JID]map[*actor]struct{} // rooms that a session has sent to
-	asked    map[string]bridgeCall           // open requests to bridges, by stanza id
-	serial   uint64
-	draining bool
-	stopped  bool
-	emptied  chan struct{} // closed and replaced whenever a room has ended
+	mu        sync.Mutex
+	rooms     map[jid.JID]*actor
+	seats     map[jid.JID]map[*actor]struct{} // rooms that a session has sent to
+	asked     map[string]bridgeCall           // open requests to bridges, by stanza id
+	instances map[jid.JID]instance            // recorders and gateways, by their addresses in the breweries
+	serial    uint64
+	draining  bool
+	stopped   bool
+	emptied   chan struct{} // closed and replaced whenever a room has ended
 }
 
 // A bridgeCall is an open request to a bridge.
@@ -132,7 +133,8 @@ func newHall(cfg hallConfig) *hall {
 		self:  muc.Sender{JID: jid.MustParse("focus@auth." + cfg.Domain + "/focus"), Service: true},
 		quit:  make(chan struct{}),
 		rooms: make(map[jid.JID]*actor), seats: make(map[jid.JID]map[*actor]struct{}), asked: make(map[string]bridgeCall),
-		emptied: make(chan struct{}),
+		instances: make(map[jid.JID]instance),
+		emptied:   make(chan struct{}),
 	}
 	h.brewery = jid.MustParse(bridgeBrewery + "@" + h.internal)
 	cfg.Metrics.hall.Store(h)
@@ -311,7 +313,10 @@ func (h *hall) overview() any {
 		Asked       int            `json:"open_bridge_requests"`
 		Draining    bool           `json:"draining"`
 		Bridges     []fleet.Bridge `json:"bridges"`
-	}{s.conferences, s.people, s.largest, s.sessions, s.asked, s.draining, h.cfg.Fleet.Bridges(time.Now())}
+		Recorders   []instance     `json:"recorders"`
+		Gateways    []instance     `json:"gateways"`
+	}{s.conferences, s.people, s.largest, s.sessions, s.asked, s.draining, h.cfg.Fleet.Bridges(time.Now()),
+		h.instancesOf(recorderBrewery), h.instancesOf(gatewayBrewery)}
 }
 
 // sizes are the numbers of the moment.

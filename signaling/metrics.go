@@ -81,6 +81,11 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			}
 			return float64(n)
 		}),
+		gauge("jitsi_jicofo_jibri_instances", "Current number of jibri instances", func(h *hall) float64 { return h.countInstances(recorderBrewery, false) }),
+		gauge("jitsi_jicofo_jibri_instances_available", "Current number of available (not in use) jibri instances",
+			func(h *hall) float64 { return h.countInstances(recorderBrewery, true) }),
+		gauge("plenum_shard_gateways", "Jigasi instances, gateways to the telephone.", func(h *hall) float64 { return h.countInstances(gatewayBrewery, false) }),
+		gauge("plenum_shard_gateways_available", "Jigasi instances that take calls.", func(h *hall) float64 { return h.countInstances(gatewayBrewery, true) }),
 	)
 	return m
 }

@@ -20,8 +20,8 @@ type service struct {
 	dec *xmpp.Decoder
 }
 
-// login connects as an account of auth.localhost.
-func login(t *testing.T, s *Server, user, password, resource string) *service {
+// login connects as an account of auth.localhost with SCRAM-SHA-1, or with another mechanism.
+func login(t *testing.T, s *Server, user, password, resource string, mechanism ...string) *service {
 	t.Helper()
 	conn, err := net.Dial("tcp", s.XMPPAddr().String())
 	if err != nil {
@@ -30,8 +30,11 @@ func login(t *testing.T, s *Server, user, password, resource string) *service {
 	t.Cleanup(func() { conn.Close() })
 	conn.SetDeadline(time.Now().Add(20 * time.Second))
 	g := &service{t, conn, xmpp.NewDecoder(conn, xmpp.Limits{})}
+	if mechanism == nil {
+		mechanism = []string{"SCRAM-SHA-1"}
+	}
 	n := xmpp.NewNegotiation(xmpp.NegotiationConfig{
-		Domain: "auth.localhost", Framing: xmpp.TCP, User: user, Password: password, Resource: resource, Mechanisms: []string{"SCRAM-SHA-1"},
+		Domain: "auth.localhost", Framing: xmpp.TCP, User: user, Password: password, Resource: resource, Mechanisms: mechanism,
 	})
 	out, done := n.Start(), false
 	for !done {
