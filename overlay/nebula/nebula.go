@@ -19,7 +19,7 @@ import (
 
 // New makes a backend without a device; Up starts it.
 func New(log *slog.Logger) overlay.Backend {
-	return &backend{log: log.With("backend", "nebula"), handshakes: map[uint32]time.Time{}}
+	return &backend{log: log.With("backend", "nebula"), handshakes: map[uint32]time.Time{}, tried: map[netip.Addr]time.Time{}}
 }
 
 type backend struct {
@@ -30,8 +30,12 @@ type backend struct {
 	control *nebula.Control
 	text    string // the configuration in use
 
-	handshakes map[uint32]time.Time // by tunnel index; Nebula itself keeps no time
+	handshakes map[uint32]time.Time     // by tunnel index; Nebula itself keeps no time
+	tried      map[netip.Addr]time.Time // relayed peers: when a direct way was last looked for
 }
+
+// lookAgain is how often a relayed peer is asked directly. Nebula by itself does so every so many packets only.
+const lookAgain = 10 * time.Second
 
 // ErrIdentity is a change that a running device cannot make.
 var ErrIdentity = errors.New("nebula: the address, port or device changed; restart the overlay")
@@ -105,6 +109,7 @@ func (b *backend) SetPeers(peers []overlay.Peer) error {
 		return err
 	}
 	for a := range gone {
+		delete(b.tried, a)
 		b.control.CloseTunnel(a, false)
 	}
 	return nil
@@ -127,6 +132,10 @@ func (b *backend) Status() ([]overlay.Tunnel, error) {
 		t := overlay.Tunnel{Address: h.VpnAddrs[0], Remote: h.CurrentRemote, Handshake: at}
 		if !h.CurrentRemote.IsValid() && len(h.CurrentRelaysToMe) > 0 {
 			t.Relay = h.CurrentRelaysToMe[0]
+			if now := time.Now(); now.Sub(b.tried[t.Address]) >= lookAgain {
+				b.tried[t.Address] = now
+				b.control.CreateTunnel(t.Address) // beside the one in use
+			}
 		}
 		if h.Cert != nil {
 			t.Until = h.Cert.NotAfter()
