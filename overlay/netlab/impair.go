@@ -164,32 +164,12 @@ func (e *Engine) Stats() Stats {
 
 // Push puts a packet in. It copies data. The tag comes out with the packet.
 func (e *Engine) Push(now time.Time, data []byte, tag int) {
-	e.stats.In++
 	n := e.n
 	e.n++
 	lost := e.lost(n) // before anything else, so that the state follows the numbers alone
-	size := len(data) + e.overhead
-	if e.imp.MTU > 0 && size > e.imp.MTU {
-		e.stats.TooLarge++
+	t, ok := e.queue(now, len(data))
+	if !ok {
 		return
-	}
-	if len(e.heap) >= maxQueued-1 {
-		e.stats.Dropped++
-		return
-	}
-	t := now.Sub(e.epoch)
-	if e.imp.Rate > 0 {
-		queue := e.imp.Queue
-		if queue == 0 {
-			queue = 100 * time.Millisecond
-		}
-		e.free = max(e.free, t)
-		if e.free-t > queue {
-			e.stats.Dropped++
-			return
-		}
-		e.free += transmit(size, e.imp.Rate)
-		t = e.free
 	}
 	if lost {
 		e.stats.Lost++
@@ -212,6 +192,44 @@ func (e *Engine) Push(now time.Time, data []byte, tag int) {
 		e.stats.Duplicated++
 		e.add(due, data, tag)
 	}
+}
+
+// Carry puts in a packet of the path itself, such as a question for a hardware address. It takes its turn and its time
+// as others do, but chance does nothing to it, and it has no number.
+func (e *Engine) Carry(now time.Time, data []byte, tag int) {
+	if t, ok := e.queue(now, len(data)); ok {
+		e.last = max(e.last, t+e.imp.Delay+e.jitter(t))
+		e.add(e.last, data, tag)
+	}
+}
+
+// queue counts a packet in and returns when it leaves the narrow hop, unless it is too large or there is no room.
+func (e *Engine) queue(now time.Time, size int) (leaves time.Duration, ok bool) {
+	e.stats.In++
+	size += e.overhead
+	if e.imp.MTU > 0 && size > e.imp.MTU {
+		e.stats.TooLarge++
+		return 0, false
+	}
+	if len(e.heap) >= maxQueued-1 {
+		e.stats.Dropped++
+		return 0, false
+	}
+	t := now.Sub(e.epoch)
+	if e.imp.Rate == 0 {
+		return t, true
+	}
+	queue := e.imp.Queue
+	if queue == 0 {
+		queue = 100 * time.Millisecond
+	}
+	e.free = max(e.free, t)
+	if e.free-t > queue {
+		e.stats.Dropped++
+		return 0, false
+	}
+	e.free += transmit(size, e.imp.Rate)
+	return e.free, true
 }
 
 // transmit returns how long a packet of size bytes occupies a hop, rounded up.

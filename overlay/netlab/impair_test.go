@@ -217,6 +217,15 @@ func TestEngineMTU(t *testing.T) {
 	}
 }
 
+func TestEngineCarries(t *testing.T) {
+	e := NewEngine(Impairment{Loss: 1, Delay: time.Second, Rate: 8 * Kbit}, 0, start)
+	e.Push(start, make([]byte, 100), 1) // lost, but it had its turn of 100 ms
+	e.Carry(start, make([]byte, 10), 2)
+	if at := e.Next().Sub(start); at != time.Second+110*time.Millisecond || e.n != 1 {
+		t.Errorf("carried to %v as number %d, want 1.11 s and no number", at, e.n)
+	}
+}
+
 func TestEngineSet(t *testing.T) {
 	e := NewEngine(Impairment{Delay: time.Second}, 0, start)
 	e.Push(start, []byte{1}, 1)
@@ -287,7 +296,11 @@ func TestEngineKeepsCount(t *testing.T) {
 				now = now.Add(time.Duration(ms.Draw(t, "pause")) * time.Millisecond)
 			}
 			pushed[i] = now
-			e.Push(now, make([]byte, rapid.IntRange(0, 1500).Draw(t, "size")), i)
+			push := e.Push
+			if rapid.IntRange(0, 9).Draw(t, "carry") == 0 {
+				push = e.Carry
+			}
+			push(now, make([]byte, rapid.IntRange(0, 1500).Draw(t, "size")), i)
 			for {
 				next := e.Next()
 				_, tag, ok := e.Pop(now)

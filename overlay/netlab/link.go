@@ -357,7 +357,9 @@ func (k *Link) SetRate(rate Bitrate) {
 }
 
 // Impair makes both directions as bad as imp says, from now on; the zero Impairment heals. The second direction is
-// seeded differently. It may be called while traffic flows; what is in flight arrives as it was due, except when the
+// seeded differently. By which neighbours find each other (ARP, neighbour discovery) is delayed as all else is, but not
+// lost: so a flow's packets have the numbers that the seed goes by, and the first does not wait a second for nothing.
+// Impair may be called while traffic flows; what is in flight arrives as it was due, except when the
 // link was perfect before or is afterwards: then it may be lost.
 func (k *Link) Impair(imp Impairment) {
 	k.lab.t.Helper()

@@ -68,7 +68,11 @@ func TestNAT(t *testing.T) {
 			x, y, in, in2 := lab.Host("x"), lab.Host("y"), lab.Host("in"), lab.Host("in2")
 			lab.Link(x, wan, netlab.LinkConfig{})
 			lab.Link(y, wan, netlab.LinkConfig{})
-			nat := lab.NAT("nat", wan, netlab.NATConfig{Kind: c.kind, Hairpin: c.kind == netlab.FullCone})
+			cfg := netlab.NATConfig{Kind: c.kind, Hairpin: c.kind == netlab.FullCone}
+			if c.kind == netlab.PortRestrictedCone {
+				cfg.Timeout = 2 * time.Second
+			}
+			nat := lab.NAT("nat", wan, cfg)
 			lab.Link(in, nat.Inside, netlab.LinkConfig{})
 			lab.Link(in2, nat.Inside, netlab.LinkConfig{})
 
@@ -111,6 +115,15 @@ func TestNAT(t *testing.T) {
 				y1.send(mapped)
 				if got := s.from(believe); got.IsValid() {
 					t.Error("forgotten, yet a packet comes in")
+				}
+			}
+			if cfg.Timeout > 0 {
+				s.send(addr(x, 1000))
+				x1.from(patience)
+				time.Sleep(cfg.Timeout + 500*time.Millisecond)
+				x1.send(mapped)
+				if got := s.from(believe); got.IsValid() {
+					t.Errorf("a packet comes in after %v of silence", cfg.Timeout)
 				}
 			}
 			nat.Forward("udp", 5242, in2, 4242)
