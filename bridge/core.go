@@ -101,10 +101,14 @@ func newMedia(cfg mediaConfig) (*media, error) {
 	m.candidates = candidatesOf(m.local, cfg.Advertise)
 	for i := range cfg.Cores {
 		sockets := make([]*udp.Socket, len(sets))
+		var feedback []*udp.Socket
 		for j, set := range sets {
 			sockets[j] = set[i]
+			if len(set) > cfg.Cores {
+				feedback = append(feedback, set[cfg.Cores+i])
+			}
 		}
-		c, err := newCore(m, i, sockets)
+		c, err := newCore(m, i, sockets, feedback)
 		if err != nil {
 			closeAll(sets)
 			return nil, err
@@ -117,8 +121,29 @@ func newMedia(cfg mediaConfig) (*media, error) {
 	return m, nil
 }
 
-// bind opens the sockets of the configured addresses, or of the host's, for each core.
-func bind(cfg mediaConfig) (sets [][]*udp.Socket, err error) {
+// bind opens the sockets of the configured addresses, or of the host's: for each core one that takes everything or,
+// where the kernel knows how to tell, all but RTCP, and behind those one that takes the rest.
+func bind(cfg mediaConfig) ([][]*udp.Socket, error) {
+	sets, err := bindMedia(cfg)
+	if err != nil {
+		return nil, err
+	}
+	for i := range sets {
+		feedback, err := udp.Split(sets[i])
+		if err != nil {
+			cfg.Log.Debug("reports come with media", "addr", sets[i][0].Local(), "err", err)
+			for j, set := range sets[:i] {
+				closeAll([][]*udp.Socket{set[cfg.Cores:]})
+				sets[j] = set[:cfg.Cores]
+			}
+			return sets, nil
+		}
+		sets[i] = append(sets[i], feedback...)
+	}
+	return sets, nil
+}
+
+func bindMedia(cfg mediaConfig) (sets [][]*udp.Socket, err error) {
 	defer func() {
 		if err != nil {
 			closeAll(sets)
@@ -201,7 +226,7 @@ func (m *media) close() error {
 	for _, c := range m.cores {
 		c.mail.close()
 		errs = append(errs, c.poller.Close())
-		for _, s := range c.sockets {
+		for _, s := range slices.Concat(c.sockets, c.feedback) {
 			errs = append(errs, s.Close())
 		}
 	}
@@ -269,7 +294,7 @@ func (m *media) stats() mediaStats {
 		if p := c.published.Load(); p != nil {
 			s.Cores = append(s.Cores, *p)
 		}
-		for _, sock := range c.sockets {
+		for _, sock := range slices.Concat(c.sockets, c.feedback) {
 			s.SocketDrops += sock.Drops()
 		}
 	}
@@ -301,6 +326,7 @@ type core struct {
 	m         *media
 	index     int
 	sockets   []*udp.Socket // by address
+	feedback  []*udp.Socket // likewise, those that RTCP comes to; none where the kernel cannot tell
 	poller    *udp.Poller
 	mail      mailbox
 	rings     []atomic.Pointer[ring] // to this core, by the core that fills it
@@ -311,6 +337,7 @@ type core struct {
 	// The goroutine owns what follows.
 	now       time.Time
 	yielded   time.Time // to the scheduler
+	aside     aside
 	received  time.Time // the last batch
 	reader    *udp.Reader
 	sender    *udp.Sender
@@ -331,13 +358,13 @@ type core struct {
 	current *hosted // whose code runs, for a panic
 }
 
-func newCore(m *media, index int, sockets []*udp.Socket) (*core, error) {
-	poller, err := udp.NewPoller(sockets)
+func newCore(m *media, index int, sockets, feedback []*udp.Socket) (*core, error) {
+	poller, err := udp.NewPoller(slices.Concat(sockets, feedback))
 	if err != nil {
 		return nil, err
 	}
 	c := &core{
-		m: m, index: index, sockets: sockets, poller: poller,
+		m: m, index: index, sockets: sockets, feedback: feedback, poller: poller,
 		rings: make([]atomic.Pointer[ring], m.cfg.Cores), pushed: make([]bool, m.cfg.Cores),
 		sender: udp.NewSender(), limiter: newLimiter(),
 		peers: make(map[*peer]struct{}), rooms: make(map[room]*hosted),
@@ -431,9 +458,7 @@ func (c *core) run() error {
 			runtime.Gosched()
 		}
 		c.letters()
-		for _, i := range ready {
-			c.readSocket(i)
-		}
+		c.readSockets(ready)
 		c.readRings()
 		c.timers()
 		c.flush()
@@ -479,6 +504,9 @@ func (c *core) patience() time.Duration {
 	most := idleSleep
 	if c.now.Sub(c.received) < busyAfter {
 		most = yieldEvery
+	}
+	if c.aside.on {
+		most = reportsEvery
 	}
 	return min(most, max(0, time.Until(c.next)))
 }
@@ -533,10 +561,40 @@ func (c *core) crashed(h *hosted, v any) {
 	}
 }
 
-// readSocket reads and handles what waits at one socket, a few batches at most.
-func (c *core) readSocket(i int) {
+// readSockets reads those that are ready, media before reports.
+func (c *core) readSockets(ready []int) {
+	media := false
+	for _, i := range ready {
+		if i < len(c.sockets) {
+			media = true
+			c.readSocket(c.sockets[i], i)
+		}
+	}
+	before := c.Received
+	if c.aside.on {
+		for i, s := range c.feedback {
+			c.readSocket(s, i)
+		}
+	} else {
+		for _, i := range ready {
+			if i >= len(c.sockets) {
+				c.readSocket(c.feedback[i-len(c.sockets)], i-len(c.sockets))
+			}
+		}
+	}
+	if c.aside.change(c.now, c.Received-before, !media && len(ready) > 0) {
+		for i, s := range c.feedback {
+			if err := c.poller.Watch(s, len(c.sockets)+i, !c.aside.on); err != nil {
+				c.m.log.Warn("reports", "err", err)
+			}
+		}
+	}
+}
+
+// readSocket reads and handles what waits at one socket, a few batches at most. at is the index of its address.
+func (c *core) readSocket(s *udp.Socket, at int) {
 	for range readRounds {
-		n, err := c.reader.Read(c.sockets[i], i)
+		n, err := c.reader.Read(s, at)
 		if err != nil || n == 0 {
 			return // an error is a pending one of some send; the next read clears it
 		}

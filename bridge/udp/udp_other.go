@@ -200,3 +200,9 @@ func (p *Poller) Wake() {
 
 // Close releases nothing here.
 func (p *Poller) Close() error { return nil }
+
+// Split is not possible here.
+func Split([]*Socket) ([]*Socket, error) { return nil, errors.ErrUnsupported }
+
+// Watch is for sockets that Split has opened.
+func (p *Poller) Watch(*Socket, int, bool) error { return errors.ErrUnsupported }
