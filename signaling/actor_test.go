@@ -3,6 +3,7 @@ package signaling
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -479,6 +480,12 @@ func TestHallCall(t *testing.T) {
 			}
 			if asked[1-first] != 2 {
 				t.Fatalf("endpoints asked of the bridges: %v", asked)
+			}
+			view, err := json.Marshal(l.h.Debug(hallRoom))
+			for _, want := range []string{`"nick":"ann"`, `"session":"offered"`, `"bridge":"` + brewery, `"endpoints":2`} {
+				if err != nil || !strings.Contains(string(view), want) {
+					t.Errorf("no %s for people who look for a fault: %s %v", want, view, err)
+				}
 			}
 			for _, g := range people {
 				l.gone(g)

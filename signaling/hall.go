@@ -288,10 +288,16 @@ func (h *hall) Debug(room string) any {
 		Reason  rooms.Reason `json:"reason"`
 		Created time.Time    `json:"created"`
 		Timers  int          `json:"timers"`
+		Focus   *focus.State `json:"focus,omitempty"` // absent in breweries, and when a stock Jicofo drives
 	}
 	answer := make(chan view, 1)
 	if !a.box.control(func(time.Time) {
-		answer <- view{a.room.Snapshot(), a.lease.Token, a.lease.Reason, a.created, len(a.timers)}
+		v := view{Room: a.room.Snapshot(), Token: a.lease.Token, Reason: a.lease.Reason, Created: a.created, Timers: len(a.timers)}
+		if a.conf != nil {
+			state := a.conf.State()
+			v.Focus = &state
+		}
+		answer <- v
 	}) {
 		return nil
 	}

@@ -38,6 +38,7 @@ func perform(t *rapid.T, errs bool) {
 		"wait":    func(t *rapid.T) { m.wait(time.Duration(rapid.IntRange(0, 30).Draw(t, "s")) * time.Second) },
 		"lost":    func(t *rapid.T) { m.lose(rapid.IntRange(0, 5).Draw(t, "which")) },
 		"appears": func(*rapid.T) { m.appear() },
+		"closing": func(t *rapid.T) { m.close(rapid.IntRange(0, 5).Draw(t, "which")) },
 		"":        func(t *rapid.T) { m.check(t) },
 	})
 	m.settle()
@@ -131,7 +132,7 @@ func (m *model) request(r BridgeRequest) {
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	if !slices.ContainsFunc(m.fleet.all, func(c fleet.Choice) bool { return c.Bridge == r.Bridge }) && !m.errs {
+	if !slices.ContainsFunc(m.fleet.all, func(c fleet.Choice) bool { return c.Bridge == r.Bridge }) && r.Bridge != m.fleet.closing && !m.errs {
 		m.t.Fatalf("request to %s, which is gone: %s", r.Bridge, r.Payload)
 	}
 	endpoints, exists := m.bridges[r.Bridge]
@@ -316,6 +317,16 @@ func (m *model) lose(i int) {
 	m.fleet.remove(b)
 	delete(m.bridges, b)
 	m.step(BridgeLost{b})
+}
+
+// close has a bridge shut down: it still answers those that it has.
+func (m *model) close(i int) {
+	if len(m.fleet.all) == 0 || !m.fleet.closing.IsZero() {
+		return
+	}
+	m.fleet.closing = m.fleet.all[i%len(m.fleet.all)].Bridge
+	m.fleet.remove(m.fleet.closing)
+	m.step(BridgesChanged{})
 }
 
 func (m *model) appear() {
