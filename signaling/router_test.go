@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"plenum/signaling/rooms"
 	"plenum/signaling/session"
 	"plenum/wire/jid"
 	"plenum/wire/xmpp"
@@ -188,5 +189,37 @@ func TestRoomsPerAddress(t *testing.T) {
 	}
 	if _, err := r.conference(t.Context(), "class@conference.localhost", a); err != nil {
 		t.Errorf("a room that exists: %v", err)
+	}
+}
+
+// slowOwner gives no lease until it is open.
+type slowOwner struct {
+	rooms.Memory
+	open chan struct{}
+}
+
+func (o *slowOwner) Acquire(ctx context.Context, room jid.JID) (rooms.Lease, error) {
+	select {
+	case <-o.open:
+		return o.Memory.Acquire(ctx, room)
+	case <-ctx.Done():
+		return rooms.Lease{}, ctx.Err()
+	}
+}
+
+// TestNotReady: a room whose lease takes long is not refused; the client asks again (ladder step 13).
+func TestNotReady(t *testing.T) {
+	r := newRouted(t, "", false)
+	slow := &slowOwner{open: make(chan struct{})}
+	r.hall.cfg.Owner = slow
+	remote := netip.MustParseAddr("192.0.2.1")
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if c, err := r.conference(ctx, "late@conference.localhost", remote); err != nil || c.Ready || c.FocusJID == "" {
+		t.Errorf("while it takes: %+v, %v", c, err)
+	}
+	close(slow.open)
+	if c, err := r.conference(t.Context(), "late@conference.localhost", remote); err != nil || !c.Ready {
+		t.Errorf("asked again: %+v, %v", c, err)
 	}
 }
