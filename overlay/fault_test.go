@@ -267,7 +267,11 @@ func TestRevoked(t *testing.T) {
 	c.publish()
 	d := eventually(t, 10*time.Second, func() error {
 		for _, n := range []*node{server, a} {
-			for _, p := range n.status().Paths {
+			s := n.status()
+			if s.Host == "" {
+				return fmt.Errorf("%s does not answer", n.Name())
+			}
+			for _, p := range s.Paths {
 				if p.Host == z.Name() {
 					return fmt.Errorf("%s still has %s as its peer", n.Name(), p.Host)
 				}

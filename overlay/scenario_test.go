@@ -186,7 +186,7 @@ func TestRollover(t *testing.T) {
 				continue
 			}
 			eventually(t, 20*time.Second, func() error {
-				if got := m.path(overlay.Control, n); !got.Up || !got.Until.Equal(n.cert.NotAfter()) {
+				if got := m.path(overlay.Control, n); !got.Up || !got.Until.Equal(n.cert.NotAfter().Truncate(time.Second)) {
 					return fmt.Errorf("%s sees %s until %s", m.Name(), n.Name(), got.Until)
 				}
 				return nil
@@ -212,7 +212,7 @@ func TestRollover(t *testing.T) {
 // does not when it is not: the test sees both.
 func TestShared(t *testing.T) {
 	c, _, a, z := trio(t, nil)
-	a.link.SetRate(20 * netlab.Mbit)
+	a.link.ImpairFrom(a.Host, netlab.Impairment{Rate: 20 * netlab.Mbit, Queue: time.Second}) // as home routers are
 	const limit = 200 * time.Millisecond
 	a.cfg.Uplink = 20_000_000
 	a.reload()
@@ -268,7 +268,7 @@ func (c *cluster) gossip(a, z *node) (p99 time.Duration, lost int) {
 			}
 		}
 	}()
-	defer func() { cancel(); <-done }()
+	defer func() { cancel(); flood.Close(); <-done }()
 	var all []time.Duration
 	b := make([]byte, 100)
 	for i := range uint32(130) {
@@ -350,7 +350,11 @@ func TestNAT(t *testing.T) {
 	c.start()
 	eventually(t, 40*time.Second, func() error {
 		for _, n := range c.nodes {
-			for _, p := range n.status().Paths {
+			s := n.status()
+			if len(s.Paths) != 2*(len(c.nodes)-1) {
+				return fmt.Errorf("%s has %d paths", n.Name(), len(s.Paths))
+			}
+			for _, p := range s.Paths {
 				pair := n.Name() + p.Host
 				across := strings.Contains(pair, "office") && strings.Contains(pair, "home") // media has no relay
 				if !p.Up && !(across && p.Plane == overlay.Media) {
@@ -366,7 +370,11 @@ func TestNAT(t *testing.T) {
 			kind overlay.NAT
 			at   netip.Addr
 		}{{c.nodes[0], overlay.NATNone, netip.Addr{}}, {a, overlay.NATCone, cone.Addr()}, {b, overlay.NATCone, cone.Addr()}, {z, overlay.NATSymmetric, symmetric.Addr()}} {
-			for name, p := range w.n.status().Planes {
+			planes := w.n.status().Planes
+			if len(planes) != 2 {
+				return fmt.Errorf("%s does not answer", w.n.Name())
+			}
+			for name, p := range planes {
 				if p.NAT != w.kind || w.at.IsValid() && (len(p.Observed) == 0 || p.Observed[0].Addr() != w.at) {
 					return fmt.Errorf("%s: %s: %+v, want %s at %s", w.n.Name(), name, p, w.kind, w.at)
 				}
