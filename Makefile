@@ -36,7 +36,7 @@ generate: ## bundle the web client anew
 	$(GO) generate ./signaling/web
 
 bench: ## what forwarding a packet costs, as a ratio to the limit: the tables of docs/PERFORMANCE.md, in ten minutes
-	$(GO) test -run '^$$' -bench Cost -benchtime 1x -timeout 60m . $(BENCHFLAGS)
+	$(GO) test -run '^$$' -bench 'Cost|Rooms' -benchtime 1x -timeout 60m . $(BENCHFLAGS)
 	$(GO) test -run '^$$' -bench 'Storm|Idle' -benchtime 1x -timeout 60m ./signaling/client/load
 
 chaos: ## cuts, restarts and floods in full length: the recovery times of docs/PERFORMANCE.md, in five minutes

@@ -35,6 +35,7 @@ var (
 	costWindow  = flag.Duration("cost.window", 6*time.Second, "for how long it measures each time")
 	costSystems = flag.String("cost.systems", "limit-sendto,limit-sendmmsg,limit-gso,plenum", "what it measures: limit-MODE, plenum, or the path of another plenum to compare with; ratios are taken to the first")
 	costProfile = flag.String("cost.profile", "", "`DIR` for CPU profiles of plenum, taken in the window; the figures are higher then")
+	costRooms   = flag.Int("cost.rooms", 20, "how many rooms of a hundred BenchmarkRooms tries at most")
 	costAddr    = flag.String("cost.addr", "127.0.0.1", "IPv4 `ADDRESS` of this machine that media goes over")
 	costGRO     = flag.Bool("cost.gro", false, "let receivers take segmented sends whole, as if the sender's card cut them up")
 )
@@ -52,7 +53,6 @@ type costScenario struct {
 	publish   []thin.Publish // one for each participant who publishes; publishers get the others too
 }
 
-// gets is how many streams of packets go out for those that come in.
 func (s costScenario) participants() int { return s.listeners + len(s.publish) }
 
 func costScenarios() []costScenario {
@@ -130,10 +130,76 @@ func benchmarkCost(b *testing.B, s costScenario) {
 	w.Flush()
 }
 
+// BenchmarkRooms adds rooms of a hundred to one bridge, the load on the same processors, until more than one packet in
+// a thousand is lost or one in a hundred takes longer than 20 ms: two speak, one is seen in 720p, five in 180p.
+func BenchmarkRooms(b *testing.B) {
+	for _, s := range []costScenario{{name: "video", listeners: 92}, {name: "audio", listeners: 98}} {
+		s.publish = []thin.Publish{{Audio: true, Seed: 1}, {Audio: true, Seed: 2}}
+		if s.name == "video" {
+			s.publish = append(s.publish, thin.Publish{Video: 1_500_000, Seed: 3})
+			for i := range 5 {
+				s.publish = append(s.publish, thin.Publish{Video: 150_000, Width: 320, Height: 180, Seed: uint64(4 + i)})
+			}
+		}
+		b.Run(s.name, func(b *testing.B) {
+			for range b.N {
+				benchmarkRooms(b, s)
+			}
+		})
+	}
+}
+
+func benchmarkRooms(b *testing.B, s costScenario) {
+	defer prefer()()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Minute)
+	defer cancel()
+	e, err := thin.New(thin.Config{From: netip.MustParseAddr(*costAddr), CPU: -1, Nice: costNice, GRO: *costGRO, Drain: 10 * time.Millisecond})
+	if err != nil {
+		b.Fatal(err)
+	}
+	running, stop := context.WithCancel(ctx)
+	var engine sync.WaitGroup
+	engine.Go(func() { e.Run(running) })
+	defer engine.Wait()
+	defer stop()
+	p, err := launch(ctx, buildServers(b).plenum, -1)
+	if p != nil {
+		defer p.stop()
+	}
+	if err != nil {
+		b.Fatal(err)
+	}
+	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+	defer w.Flush()
+	fmt.Fprintf(w, "\nrooms of %d, %s\tkpps\tMbit/s\tns/pkt\tbridge cores\tload cores\tlost %%\tvideo p50/p99 ms\taudio p50/p99 ms\tRSS MB\tload avg\t\n", s.participants(), s.name)
+	good := 0
+	for rooms := 1; rooms <= *costRooms; rooms++ {
+		if err := joinThin(ctx, e, p.bridge, fmt.Sprint("room-", rooms), s); err != nil {
+			fmt.Fprintf(w, "%d\tjoining: %v\n", rooms*s.participants(), err)
+			break
+		}
+		time.Sleep(2500 * time.Millisecond)
+		c, err := p.window(e)
+		if err != nil {
+			b.Fatal(err)
+		}
+		lost := 100 * float64(c.count.Lost) / float64(c.count.Packets+c.count.Lost)
+		fmt.Fprintf(w, "%d\t%.1f\t%.0f\t%.0f\t%.2f\t%.2f\t%.3f\t%s\t%s\t%d\t%s\t%s\n", rooms*s.participants(), c.kpps(),
+			float64(c.count.Bytes)*8/1e6/c.window.Seconds(), c.ns(), c.cpu.Seconds()/c.window.Seconds(), c.own.Seconds()/c.window.Seconds(),
+			lost, delays(c.count.Video), delays(c.count.Audio), c.rss>>20, c.load, c.void(s, c))
+		if lost >= 0.1 || max(c.count.Video.P99, c.count.Audio.P99) > 20*time.Millisecond {
+			break
+		}
+		good = rooms * s.participants()
+	}
+	b.ReportMetric(float64(good), "participants")
+}
+
 // A cost is one measurement.
 type cost struct {
 	window       time.Duration
 	cpu          time.Duration // of the process and its children
+	own          time.Duration // of the load
 	user, system time.Duration
 	switches     uint64
 	rss          uint64 // peak, bytes
@@ -249,18 +315,32 @@ func measure(bin servers, name string, s costScenario) (c cost, err error) {
 		return c, err
 	}
 	time.Sleep(2500 * time.Millisecond) // key frames, maps, held audio
+	var profile error
+	var profiling sync.WaitGroup
+	if *costProfile != "" && p.debug != "" {
+		profiling.Go(func() {
+			profile = fetch(p.debug+"/debug/pprof/profile?seconds="+strconv.Itoa(int(costWindow.Seconds())), filepath.Join(*costProfile, s.name+".pprof"))
+		})
+	}
+	c, err = p.window(e)
+	profiling.Wait()
+	if err == nil {
+		err = profile
+	}
+	return c, err
+}
+
+// window measures for a while.
+func (p *process) window(e *thin.Engine) (c cost, err error) {
 	e.Reset()
 	before, err := p.usage()
 	if err != nil {
 		return c, err
 	}
+	var own [2]unix.Rusage
+	_ = unix.Getrusage(unix.RUSAGE_SELF, &own[0])
 	began := time.Now()
-	var profile error
-	if *costProfile != "" && p.debug != "" {
-		profile = fetch(p.debug+"/debug/pprof/profile?seconds="+strconv.Itoa(int(costWindow.Seconds())), filepath.Join(*costProfile, s.name+".pprof"))
-	} else {
-		time.Sleep(*costWindow)
-	}
+	time.Sleep(*costWindow)
 	after, err := p.usage()
 	c = cost{
 		window: time.Since(began), cpu: after.cpu - before.cpu, user: after.user - before.user, system: after.system - before.system,
@@ -269,8 +349,9 @@ func measure(bin servers, name string, s costScenario) (c cost, err error) {
 	if text, err := os.ReadFile("/proc/loadavg"); err == nil {
 		c.load, _, _ = strings.Cut(string(text), " ")
 	}
-	if err == nil {
-		err = profile
+	_ = unix.Getrusage(unix.RUSAGE_SELF, &own[1])
+	for i, sign := range []int64{-1, 1} {
+		c.own += time.Duration(sign * (own[i].Utime.Nano() + own[i].Stime.Nano()))
 	}
 	return c, err
 }
@@ -323,7 +404,7 @@ func startLimit(path, mode string, e *thin.Engine, s costScenario) (*process, er
 	if err != nil {
 		return nil, err
 	}
-	p, err := start(path)
+	p, err := start(serverCPU, path)
 	if err != nil {
 		return nil, err
 	}
@@ -353,6 +434,15 @@ func startLimit(path, mode string, e *thin.Engine, s costScenario) (*process, er
 
 // startPlenum runs plenum dev and has everybody join a room on its bridge.
 func startPlenum(ctx context.Context, path string, e *thin.Engine, s costScenario) (*process, error) {
+	p, err := launch(ctx, path, serverCPU)
+	if err != nil {
+		return p, err
+	}
+	return p, joinThin(ctx, e, p.bridge, "cost", s)
+}
+
+// launch runs plenum dev on a processor, or on all if that is negative, until it listens.
+func launch(ctx context.Context, path string, cpu int) (*process, error) {
 	dir, err := os.MkdirTemp("", "plenum-cost")
 	if err != nil {
 		return nil, err
@@ -360,7 +450,7 @@ func startPlenum(ctx context.Context, path string, e *thin.Engine, s costScenari
 	defer os.RemoveAll(dir)
 	const free = "127.0.0.1:0"
 	file := filepath.Join(dir, "ready.json")
-	p, err := start(path, "dev", "--http", free, "--xmpp", free, "--metrics", free, "--bridge-http", free, "--media", *costAddr+":0",
+	p, err := start(cpu, path, "dev", "--http", free, "--xmpp", free, "--metrics", free, "--bridge-http", free, "--media", *costAddr+":0",
 		"--ready-file", file, "--log-level", "warn")
 	if err != nil {
 		return nil, err
@@ -376,8 +466,8 @@ func startPlenum(ctx context.Context, path string, e *thin.Engine, s costScenari
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
-	p.debug = ready.Metrics
-	return p, joinThin(ctx, e, ready.BridgeHTTP, "cost", s)
+	p.debug, p.bridge = ready.Metrics, ready.BridgeHTTP
+	return p, nil
 }
 
 // joinThin has the participants of a scenario join, the publishers first, and then publish.
@@ -428,13 +518,14 @@ func newKey() thin.Key {
 
 // A process is one program under test, alone on its processor.
 type process struct {
-	cmd   *exec.Cmd
-	in    io.WriteCloser
-	out   *bufio.Reader
-	debug string // URL with /debug/pprof
+	cmd    *exec.Cmd
+	in     io.WriteCloser
+	out    *bufio.Reader
+	debug  string // URL with /debug/pprof
+	bridge string // URL of the private HTTP
 }
 
-func start(path string, args ...string) (*process, error) {
+func start(cpu int, path string, args ...string) (*process, error) {
 	p := &process{cmd: exec.Command(path, args...)}
 	p.cmd.Stderr = os.Stderr
 	in, err := p.cmd.StdinPipe()
@@ -449,9 +540,9 @@ func start(path string, args ...string) (*process, error) {
 	done := make(chan error)
 	go func() { // the child inherits processor and priority from this thread, which ends with the goroutine
 		runtime.LockOSThread()
-		if runtime.NumCPU() > 1 {
+		if cpu >= 0 && runtime.NumCPU() > 1 {
 			var set unix.CPUSet
-			set.Set(serverCPU)
+			set.Set(cpu)
 			_ = unix.SchedSetaffinity(0, &set)
 		}
 		_ = unix.Setpriority(unix.PRIO_PROCESS, 0, costNice)

@@ -53,7 +53,7 @@ type mediaConfig struct {
 	Loopback bool
 	// Advertise are public addresses in front of a NAT, told to clients beside our own. Port 0 is the local port.
 	Advertise []netip.AddrPort
-	// Cores is the number of core goroutines, each on a thread of its own. 0: GOMAXPROCS.
+	// Cores is the number of core goroutines, each with a P of its own. 0: GOMAXPROCS as it is without them.
 	Cores int
 	Log   *slog.Logger
 	// OnPanic is told, on the core's goroutine, that a conference has panicked and was detached; nil when it is not known
