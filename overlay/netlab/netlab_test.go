@@ -243,9 +243,22 @@ func TestCables(t *testing.T) {
 		t.Error("a has no carrier")
 	}
 
+	// An address that the lab does not know of is cut as well.
+	for i, h := range []*netlab.Host{a, b} {
+		if out, err := h.Run("ip", "addr", "add", fmt.Sprintf("10.99.0.%d/24", i+1), "dev", "eth0"); err != nil {
+			t.Fatal(out, err)
+		}
+	}
+	strange := netip.MustParseAddr("10.99.0.2")
+	if _, err := a.Ping(soon(t), strange); err != nil {
+		t.Error(err)
+	}
 	lab.Partition(a, b)
 	lab.Partition(a, b) // twice is once
 	unreachable(t, a, b)
+	if _, err := a.Ping(shortly(t), strange); err == nil {
+		t.Error("a reaches another address of b")
+	}
 	reaches(t, a, c)
 	reaches(t, c, b)
 	links[0].Impair(netlab.Impairment{Delay: time.Microsecond}) // a cut holds on whatever devices the cable is made of
@@ -590,6 +603,16 @@ func TestCapture(t *testing.T) {
 	}
 	if frames := all.Frames(); len(frames) != 16 || !has(frames[0]) {
 		t.Errorf("%d frames kept", len(frames))
+	}
+	for range 8 { // what was sent before Stop is seen
+		last := links[0].Capture(netlab.CaptureConfig{Match: has})
+		c.Write(secret)
+		if err := last.Stop(); err != nil {
+			t.Error(err)
+		}
+		if _, n := last.Seen(); n != 1 {
+			t.Errorf("sent one, stopped, saw %d", n)
+		}
 	}
 	pcap, err := os.ReadFile(file)
 	if err != nil || len(pcap) != 24+200*(16+14+28+len(secret)) {
