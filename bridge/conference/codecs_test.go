@@ -313,3 +313,41 @@ func TestEncryptedEndToEnd(t *testing.T) {
 		}
 	}
 }
+
+// A visitor watches: what it sends goes nowhere, what it asks of senders goes through.
+func TestVisitor(t *testing.T) {
+	r := newRoom(t)
+	alice, bob := r.join("alice"), r.join("bob")
+	victor := r.enter("victor", nil, Capabilities{Rewriting: true, Visitor: true})
+	victor.e.SetSources(nil, r.now) // it may have none: control refuses them
+	victor.e.Connected(r.now)
+	victor.e.ChannelOpened(r.now)
+	for e := range r.c.Endpoints() {
+		e.SetConstraints(want(180), r.now)
+	}
+	for range 20 {
+		alice.audio(30)
+		alice.stream(1, 0)
+		victor.audio(0)
+		victor.stream(1, 0)
+	}
+	continuous(t, victor.on("alice-v0"), false)
+	for _, g := range slices.Concat(bob.rtp, alice.rtp) {
+		if m := r.maps["bob"][g.r.SSRC()]; m.Owner == "victor" {
+			t.Fatal("a visitor was heard")
+		}
+	}
+	if len(alice.rtp) != 0 {
+		t.Errorf("alice got %d packets of a visitor", len(alice.rtp))
+	}
+	r.pass(time.Second)
+	alice.rtcp = nil
+	victor.e.ReceiveRTCP(packet.AppendPLI(nil, 9, victor.on("alice-v0")[0].r.SSRC()), r.now)
+	if len(alice.rtcpOf(packet.TypePSF, packet.FormatPLI)) != 1 {
+		t.Error("the visitor's request for a key frame did not reach alice")
+	}
+	r.pass(time.Second)
+	if log := r.take("bob speaker"); slices.ContainsFunc(log, func(l string) bool { return l == "bob speaker victor []" }) {
+		t.Errorf("%q", log)
+	}
+}
