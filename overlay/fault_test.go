@@ -33,6 +33,7 @@ func trio(t *testing.T, b map[overlay.Plane]string) (c *cluster, server, a, z *n
 // TestKilledNothingInClear kills the overlay while it carries packets, takes its devices away as well, and
 // finds none of the payload on any cable. Without the guard the packets leave by the default route.
 func TestKilledNothingInClear(t *testing.T) {
+	t.Parallel()
 	c, _, a, z := trio(t, nil)
 	capture := c.lab.Capture(netlab.CaptureConfig{Match: func(f []byte) bool { return bytes.Contains(f, []byte(payloadMark)) }})
 	out, err := a.Run("ip", "route", "add", "default", "dev", a.link.Interface(a.Host))
@@ -141,6 +142,7 @@ func rules(t *testing.T, n *node) string {
 
 // TestForeignRules leaves what others have made alone, in whichever order they come.
 func TestForeignRules(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, nil)
 	n := c.add("alone", c.lab.Switch("net"), "server")
 	n.Nft("table inet theirs {\n chain out {\n type filter hook output priority 0\n ip daddr 10.99.0.0/16 counter\n }\n}\n")
@@ -256,6 +258,7 @@ func TestCertificateReload(t *testing.T) {
 // TestRevoked puts a host out of both planes on every other host in less than 10 s, though only one of them hears
 // of it from its source; the rest learn it over control.
 func TestRevoked(t *testing.T) {
+	t.Parallel()
 	c, server, a, z := trio(t, nil)
 	for _, n := range []*node{a, z} { // their source falls silent
 		n.cfg.Roster.File = filepath.Join(c.dir, "nothing.json")
@@ -303,6 +306,7 @@ func TestRevoked(t *testing.T) {
 
 // TestGarbage throws noise, replayed handshakes and replayed records at both ports; nobody notices.
 func TestGarbage(t *testing.T) {
+	t.Parallel()
 	c, server, a, z := trio(t, nil)
 	var caught [][]byte
 	capture := a.link.Capture(netlab.CaptureConfig{Keep: 200, Match: func(f []byte) bool { return len(f) > 42 && f[12] == 8 && f[13] == 0 && f[23] == 17 }})
