@@ -144,7 +144,7 @@ func TestBridgesComeAndGo(t *testing.T) {
 
 	k.kill(k.busy())
 	for _, p := range all {
-		await(t, p, soon, "hears that there is no bridge", focusShows("bridgeNotAvailable"))
+		await(t, p, mediaLimit, "hears that there is no bridge", focusShows("bridgeNotAvailable"))
 	}
 	k.start()
 	everybody(3)
@@ -187,7 +187,7 @@ func TestAlone(t *testing.T) {
 	if err := all[1].Leave(ctx); err != nil {
 		t.Fatal(err)
 	}
-	await(t, ann, soon, "no bridge any more", func(s client.Stats) bool {
+	await(t, ann, mediaLimit, "no bridge any more", func(s client.Stats) bool {
 		e := s.Members["focus"].Presence
 		return e != nil && strings.Contains(e.String(), "key='bridge-count' value='0'")
 	})
@@ -235,6 +235,6 @@ func TestPeers(t *testing.T) {
 	if err := ann.MuteOther(ctx, bob.ID(), client.Audio); err != nil {
 		t.Error(err)
 	}
-	await(t, ann, soon, "sees that bob is muted", func(s client.Stats) bool { return s.Members[bob.ID()].Sources[bob.ID()+"-a0"].Muted })
-	await(t, bob, soon, "sees that ann is not", func(s client.Stats) bool { return !s.Members[ann.ID()].Sources[ann.ID()+"-a0"].Muted })
+	await(t, ann, mediaLimit, "sees that bob is muted", func(s client.Stats) bool { return s.Members[bob.ID()].Sources[bob.ID()+"-a0"].Muted })
+	await(t, bob, mediaLimit, "sees that ann is not", func(s client.Stats) bool { return !s.Members[ann.ID()].Sources[ann.ID()+"-a0"].Muted })
 }
