@@ -1,6 +1,6 @@
 // Package netlab makes test hosts: network namespaces with processes, mounts and a packet filter of their own, joined by
 // switches, cables, NATs and routers that can be slow, lossy, cut and pulled. Any test may use it; nothing but tests and
-// the program of the lab may. It needs root, nft and mount, and no other program.
+// the program of the lab may. It needs root, nft, and what every Debian has.
 //
 // # Hosts and cables
 //
@@ -53,7 +53,7 @@
 //	home.Forget()                         // the NAT restarts
 //	a.KillAll()                           // power off
 //
-// Rates of a link are the kernel's token bucket. This kernel may lack netem, and netem would not lose the same packets
+// Rates of a link are the kernel's token bucket. A kernel may lack netem, and netem does not lose the same packets
 // twice; so everything in Impairment is done by an Engine in this process, between two packet sockets. It is exact to
 // some 0.1 ms and good for several hundred Mbit/s of a link.
 //
