@@ -89,7 +89,7 @@ func TestOutOfFiles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if share := (after.CPU - before.CPU).Seconds() / took.Seconds(); share > 0.2 {
+	if share := (after.CPU - before.CPU).Seconds() / took.Seconds(); share > 0.5 { // one that spins takes all
 		t.Errorf("%.2f of a core for 40 clients that ping", share)
 	}
 	more := 0

@@ -157,7 +157,7 @@ func BenchmarkStorm(b *testing.B) {
 		b.Run(s.name, func(b *testing.B) {
 			pid, client := s.server(b)
 			client.Room = "storm"
-			ctx, cancel := context.WithTimeout(b.Context(), time.Minute)
+			ctx, cancel := context.WithTimeout(b.Context(), 8*time.Minute)
 			defer cancel()
 			for i := 0; b.Loop(); i++ {
 				client.Room = fmt.Sprint("storm-", i)
@@ -182,16 +182,20 @@ func BenchmarkStorm(b *testing.B) {
 
 // BenchmarkIdle is sessions that have logged in and do nothing.
 func BenchmarkIdle(b *testing.B) {
+	var files syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
+		b.Fatal(err)
+	}
 	for _, s := range []struct {
 		name     string
 		sessions int
 		perRoom  int
 		server   func(testing.TB) (int, count.Config)
-	}{{"plenum", 8000, 0, shard}, {"plenum-in-rooms-of-10", 5000, 10, shard}, {"prosody", 2000, 0, prosody}} {
+	}{{"plenum", min(20000, int(files.Max)-200), 0, shard}, {"plenum-in-rooms-of-10", 5000, 10, shard}, {"prosody", 2000, 0, prosody}} {
 		b.Run(s.name, func(b *testing.B) {
 			pid, client := s.server(b)
 			client.Room = "idle"
-			ctx, cancel := context.WithTimeout(b.Context(), 5*time.Minute)
+			ctx, cancel := context.WithTimeout(b.Context(), 8*time.Minute)
 			defer cancel()
 			var r IdleResult
 			for b.Loop() {
