@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"strconv"
 	"strings"
@@ -222,7 +223,9 @@ func (s Idle) Run(ctx context.Context) (IdleResult, error) {
 		c := s.Client
 		c.Nick, c.Crowd = uint32(i), 0
 		if s.PerRoom > 0 {
-			c.Room = fmt.Sprint("idle-", i/s.PerRoom)
+			room := i / s.PerRoom
+			c.Room = fmt.Sprint("idle-", room)
+			c.From = &net.TCPAddr{IP: net.IPv4(127, 0, 1, byte(1+room/90%250))} // no address opens hundreds of rooms
 		}
 		return c
 	})
