@@ -353,16 +353,18 @@ func (s *Stream) passes(f *codec.Frame) bool {
 		s.decided, s.verdict = id, tid <= s.layer
 		return s.verdict
 	}
-	if limit>>3 >= s.spatial { // there is less than was asked for
-		limit = (s.spatial-1)<<3 | limit&7
-	}
-	if f.Key {
-		s.layer = limit
-	} else if limit != s.layer {
-		s.change(f, limit)
+	if f.Key || limit != s.layer {
+		if limit>>3 >= s.spatial { // there is less than was asked for
+			limit = (s.spatial-1)<<3 | limit&7
+		}
+		if f.Key {
+			s.layer = limit
+		} else {
+			s.change(f, limit)
+		}
 	}
 	s.decided, s.verdict = id, f.Present.Has(s.layer)
-	if f.SID() == 0 && !f.Key {
+	if s.layer > codec.MaxTID && !f.Key && f.SID() == 0 {
 		s.nested = s.verdict
 	}
 	return s.verdict
