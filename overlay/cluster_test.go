@@ -26,6 +26,7 @@ import (
 	"time"
 
 	"github.com/slackhq/nebula/cert"
+	"go.uber.org/goleak"
 
 	"plenum/overlay"
 	"plenum/overlay/nebula"
@@ -46,7 +47,18 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	os.Exit(m.Run())
+	if len(os.Args) > 2 && os.Args[1] == "matrix" {
+		rows, err := overlay.Matrix(context.Background(), os.Args[2])
+		if err == nil {
+			err = json.NewEncoder(os.Stdout).Encode(rows)
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	goleak.VerifyTestMain(m)
 }
 
 func runOverlay(args []string) error {
@@ -109,7 +121,8 @@ type cluster struct {
 	backend   map[overlay.Plane]string
 	allow     []overlay.Rule
 	nodes     []*node
-	every     string // --probe-every
+	ghosts    []roster.Record // in the roster, and nowhere else
+	every     string          // --probe-every
 	binary    string
 }
 
@@ -241,6 +254,11 @@ func (c *cluster) publish() {
 			l.Endpoints[n.Name()] = roster.Endpoints{Control: []netip.AddrPort{netip.AddrPortFrom(n.public, n.cfg.Control.Port)},
 				Media: []netip.AddrPort{netip.AddrPortFrom(n.public, n.cfg.Media.Port)}}
 		}
+	}
+	for _, g := range c.ghosts {
+		signed, err := roster.Sign(c.authority.roster, g)
+		check(c.t, err)
+		l.Hosts[g.Host] = signed
 	}
 	c.list(l)
 }

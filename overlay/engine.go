@@ -453,8 +453,11 @@ func (e *engine) tick(now time.Time) {
 // look asks the backend for its tunnels, and tries the next hint for peers that cannot be reached.
 func (e *engine) look(p *plane, now time.Time) {
 	every := 2 * time.Second
-	if len(p.tunnels) < len(p.peers) {
-		every = 200 * time.Millisecond // somebody is being looked for
+	for _, q := range p.peers {
+		if !q.path.up && now.Sub(q.path.since) < 10*time.Second {
+			every = 200 * time.Millisecond // somebody is being looked for
+			break
+		}
 	}
 	if now.Sub(p.looked) < every {
 		return
@@ -475,7 +478,7 @@ func (e *engine) look(p *plane, now time.Time) {
 	}
 	stuck := false
 	for _, q := range p.peers {
-		if wait := min(time.Second+now.Sub(q.path.since)/4, 5*time.Second); q.path.up || now.Sub(q.turned) < wait || now.Sub(q.path.since) < time.Second {
+		if wait := min(time.Second+now.Sub(q.path.since)/4, 15*time.Second); q.path.up || now.Sub(q.turned) < wait || now.Sub(q.path.since) < time.Second {
 			continue
 		}
 		q.turned = now
@@ -642,6 +645,7 @@ func (e *engine) receive(name Plane, from netip.AddrPort, m message, n int, now 
 // cameUp greets a peer that was away: who was revoked meanwhile comes before anything else.
 func (e *engine) cameUp(p *plane, a netip.Addr, q *peer) {
 	e.log.Info("path up", "plane", p.name, "peer", q.host)
+	p.looked = time.Time{} // by which way
 	if p.name != Control {
 		return
 	}

@@ -104,7 +104,8 @@ func TestKilledNothingInClear(t *testing.T) {
 	}
 }
 
-// TestKilledComesBack kills a process and starts it again: within a second it reaches everybody.
+// TestKilledComesBack kills a process and starts it again. On an idle machine it takes a second; on a busy one a
+// handshake may have to be repeated, which WireGuard does after five.
 func TestKilledComesBack(t *testing.T) {
 	c, _, a, z := trio(t, nil)
 	before := rules(t, a)
@@ -120,9 +121,6 @@ func TestKilledComesBack(t *testing.T) {
 			return nil
 		})
 		t.Logf("back after %s", d)
-		if d > 3*time.Second { // a second on an idle machine
-			t.Errorf("took %s to come back", d)
-		}
 	}
 	c.up(10 * time.Second)
 	if after := rules(t, a); after != before {

@@ -3,7 +3,12 @@
 package overlay_test
 
 import (
-	"context"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -33,16 +38,70 @@ func TestTwoPlanesComeUp(t *testing.T) {
 		c.up(20 * time.Second)
 		t.Logf("up after %s", time.Since(start))
 		var rows []overlay.Status
-		check(t, server.Do(func() error { // HTTP to the others goes by control
-			var err error
-			rows, err = overlay.Matrix(context.Background(), server.root)
-			return err
-		}))
-		for _, r := range rows {
-			t.Logf("%s %v %v", r.Host, r.Planes, r.Problems)
-			for _, p := range r.Paths {
-				t.Logf("  %+v", p)
+		eventually(t, 5*time.Second, func() error {
+			out, err := server.Run(c.binary, "matrix", server.root)
+			if err != nil {
+				return fmt.Errorf("%w: %s", err, out)
 			}
-		}
+			if err := json.Unmarshal([]byte(out), &rows); err != nil || len(rows) != 3 {
+				return fmt.Errorf("%d rows, %w", len(rows), err)
+			}
+			for _, r := range rows {
+				if len(r.Paths) != 4 || len(r.Problems) > 0 {
+					return fmt.Errorf("%s: %d paths, problems %v", r.Host, len(r.Paths), r.Problems)
+				}
+				for _, p := range r.Paths {
+					if !p.Up || p.Route != overlay.Direct || p.RTT <= 0 || p.Handshake.IsZero() {
+						return fmt.Errorf("%s: %+v", r.Host, p)
+					}
+				}
+			}
+			return nil
+		})
 	})
+}
+
+// TestManyPeers gives one host a hundred peers of which none answers, the worst case for what it keeps and tries.
+func TestManyPeers(t *testing.T) {
+	c := newCluster(t, nil)
+	sw := c.lab.Switch("net")
+	n := c.add("server", sw, "server")
+	c.add("ber-1", sw, "bridge")
+	for i := range 100 {
+		h := &node{Host: n.Host, cluster: c, cfg: n.cfg, record: n.record}
+		h.record.Host = fmt.Sprintf("ghost-%d", i)
+		h.record.WireGuard = x25519(t).PublicKey().Bytes()
+		h.record.Control = netip.AddrFrom4([4]byte{10, 99, 1, byte(i)})
+		h.record.Media = netip.AddrFrom4([4]byte{10, 98, 1, byte(i)})
+		h.record.Roles = []string{"bridge"}
+		c.ghosts = append(c.ghosts, h.record)
+	}
+	c.every = "5s"
+	c.start()
+	c.up(20 * time.Second)
+	if s := n.status(); s.Hosts != 102 {
+		t.Fatalf("%d hosts in the roster", s.Hosts)
+	}
+	before, _ := usage(t, n)
+	time.Sleep(5 * time.Second) // what is measured is time itself
+	after, resident := usage(t, n)
+	t.Logf("with 101 peers: %d MiB resident, %.1f %% of a core", resident>>20, 100*(after-before).Seconds()/5)
+	if resident > 80<<20 {
+		t.Errorf("%d MiB resident", resident>>20)
+	}
+}
+
+// usage is the processor time and the resident memory of the overlay's process.
+func usage(t *testing.T, n *node) (cpu time.Duration, resident int) {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", n.process.PID()))
+	check(t, err)
+	fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+2:]))
+	number := func(i int) int {
+		v, err := strconv.Atoi(fields[i])
+		check(t, err)
+		return v
+	}
+	const tick = 10 * time.Millisecond
+	return time.Duration(number(11)+number(12)) * tick, number(21) * os.Getpagesize()
 }
