@@ -57,6 +57,7 @@ type devOptions struct {
 	logLevel, logFormat         string
 
 	resumeKey string
+	turn      string
 
 	hibernation time.Duration // for tests: how long a lost session is kept; 0 is the default
 }
@@ -65,7 +66,7 @@ type devOptions struct {
 var devSettings = []setting{
 	{"http", "signaling", "http"}, {"xmpp", "signaling", "xmpp"}, {"domain", "signaling", "domain"}, {"tls", "signaling", "tls"},
 	{"account", "signaling", "account"}, {"web", "signaling", "web"}, {"config-js", "signaling", "config_js"},
-	{"resume-key", "signaling", "resume_key"},
+	{"resume-key", "signaling", "resume_key"}, {"turn", "signaling", "turn"},
 	{"media", "bridge", "media"}, {"advertise", "bridge", "advertise"}, {"bridges", "bridge", "bridges"},
 	{"bridge-http", "bridge", "http"}, {"bridge-ws", "bridge", "ws"},
 	{"metrics", "dev", "metrics"}, {"log-level", "log", "level"}, {"log-format", "log", "format"},
@@ -99,6 +100,7 @@ prints in two browser tabs and they have a call. Interrupt it to stop.`,
 	f.StringVar(&o.web, "web", "", "folder `DIR` with an unpacked build of Jitsi Meet's web application, to serve in place of the built-in client")
 	f.Var(&o.configJS, "config-js", "`OBJECT` laid over config.js, deeper values over deeper ones")
 	f.StringVar(&o.resumeKey, "resume-key", "", "`SECRET` with which clients go on by themselves after a restart with the same one")
+	f.StringVar(&o.turn, "turn", "", "run a TURN server on `ADDR:PORT` as well, for clients that only a relay can reach")
 	f.StringVar(&o.media, "media", "", "`ADDR:PORT` for media (default every address of this machine, port 10000)")
 	f.StringArrayVar(&o.advertise, "advertise", nil, "`PUBLIC[:PORT]` that clients behind NAT reach the media port by; repeatable")
 	f.IntVar(&o.bridges, "bridges", 1, "how many bridges to run; bridge `N` uses the media and bridge-http ports plus N")
@@ -116,8 +118,9 @@ func (o *devOptions) check() error {
 	for _, a := range []struct{ flag, value, example string }{
 		{"http", o.http, "127.0.0.1:8000"}, {"xmpp", o.xmpp, "127.0.0.1:5222"}, {"metrics", o.metrics, "127.0.0.1:9711"},
 		{"media", o.media, "192.0.2.7:10000"}, {"bridge-http", o.bridgeHTTP, "127.0.0.1:8080"}, {"bridge-ws", o.bridgeWS, "127.0.0.1:9090"},
+		{"turn", o.turn, "192.0.2.7:3478"},
 	} {
-		if a.value == "" && (a.flag == "media" || a.flag == "bridge-ws") {
+		if a.value == "" && (a.flag == "media" || a.flag == "bridge-ws" || a.flag == "turn") {
 			continue
 		}
 		if err := checkAddress(a.value); err != nil {
@@ -191,6 +194,7 @@ type dev struct {
 	shard    *signaling.Server
 	bridges  []*bridge.Bridge
 	metrics  net.Listener
+	turn     *turnServer // nil: none
 }
 
 func runDev(ctx context.Context, o devOptions, out io.Writer) error {
@@ -244,6 +248,12 @@ func (d *dev) bind() error {
 		config.TLS = &tls.Config{Certificates: []tls.Certificate{certificate}, MinVersion: tls.VersionTLS12}
 	}
 	var err error
+	if d.o.turn != "" {
+		if d.turn, err = newTURNServer(d.o.turn, d.o.domain); err != nil {
+			return inUse(err, "turn", d.o.turn)
+		}
+		config.Services = d.turn.services()
+	}
 	if d.shard, err = signaling.New(config); err != nil {
 		return inUse(err, "http", d.o.http, "xmpp", d.o.xmpp)
 	}
@@ -417,6 +427,9 @@ func (d *dev) run(ctx context.Context) error {
 		defer overdue.Stop()
 		<-shardGone
 		stop()
+		if d.turn != nil {
+			d.turn.Close()
+		}
 		return private.Close()
 	})
 	return g.Wait()
@@ -443,6 +456,9 @@ func (d *dev) close() {
 	}
 	if d.metrics != nil {
 		d.metrics.Close()
+	}
+	if d.turn != nil {
+		d.turn.Close()
 	}
 }
 
