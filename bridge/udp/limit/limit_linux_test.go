@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"encoding/binary"
 	"encoding/json"
-	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -109,7 +108,7 @@ func TestForward(t *testing.T) {
 			if r.Received != packets-1 || r.Bad != 1 || r.Forwarded != receivers*(packets-1) || r.Failed != 0 || r.Seal == 0 || r.Send == 0 || r.Open == 0 {
 				t.Errorf("%+v", r)
 			}
-			t.Log(fmt.Sprintf("%+v", r))
+			t.Logf("%+v", r)
 		})
 	}
 }
