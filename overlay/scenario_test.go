@@ -95,7 +95,7 @@ func TestLighthousesLost(t *testing.T) {
 // warned, is out as soon as its certificate ends, and floods nobody's log.
 func TestExpiry(t *testing.T) {
 	t.Parallel()
-	const life = 12 * time.Second
+	const life = 20 * time.Second
 	c := newCluster(t, nil)
 	sw := c.lab.Switch("net")
 	server, a, z := c.add("server", sw, "server"), c.add("ber-1", sw, "bridge"), c.add("muc-1", sw, "bridge")
@@ -120,7 +120,7 @@ func TestExpiry(t *testing.T) {
 		}
 		return nil
 	})
-	if late := time.Since(end); late > 8*time.Second { // an interval of 2 s, then three probes
+	if late := time.Since(end); late > 15*time.Second { // an interval of 2 s, then three probes, on a busy machine
 		t.Errorf("out %s after the end", late)
 	}
 	before, _ := knock.counts()
