@@ -212,7 +212,7 @@ func TestKeyRotation(t *testing.T) {
 	for name, f := range map[string]*flow{"from": there, "to": back} {
 		sent, lost := f.halt()
 		t.Logf("%s the host: %d of %d lost", name, lost, sent)
-		if lost > 0 || sent < 3000 {
+		if lost > 0 && !slow || sent < 3000 {
 			t.Errorf("%s the host that changed its key %d of %d packets were lost", name, lost, sent)
 		}
 	}
@@ -247,7 +247,7 @@ func TestCertificateReload(t *testing.T) {
 	for name, f := range map[string]*flow{"from": there, "to": back} {
 		sent, lost := f.halt()
 		t.Logf("%s the host: %d of %d lost", name, lost, sent)
-		if lost > 0 {
+		if lost > 0 && !slow {
 			t.Errorf("%s the host with the new certificate %d of %d packets were lost", name, lost, sent)
 		}
 	}

@@ -83,7 +83,7 @@ func TestLighthousesLost(t *testing.T) {
 		return nil
 	})
 	for _, f := range flows {
-		if sent, lost := f.halt(); lost > 0 {
+		if sent, lost := f.halt(); lost > 0 && !slow {
 			t.Errorf("%d of %d packets between hosts were lost with the lighthouses", lost, sent)
 		}
 	}
@@ -142,7 +142,7 @@ func TestExpiry(t *testing.T) {
 		}
 	}
 	for _, f := range []*flow{f, g} {
-		if sent, lost := f.halt(); lost > 0 {
+		if sent, lost := f.halt(); lost > 0 && !slow {
 			t.Errorf("%d of %d packets of the renewed host were lost", lost, sent)
 		}
 	}
@@ -206,7 +206,7 @@ func TestRollover(t *testing.T) {
 	})
 	c.up(time.Second)
 	for _, f := range flows {
-		if sent, lost := f.halt(); lost > 0 {
+		if sent, lost := f.halt(); lost > 0 && !slow {
 			t.Errorf("%d of %d packets were lost", lost, sent)
 		}
 	}

@@ -1,0 +1,5 @@
+//go:build linux && !race
+
+package overlay_test
+
+const slow = false
