@@ -3,7 +3,11 @@ GO ?= go
 # What a Debian host lacks: $(call need,PROGRAM,PACKAGE)
 need = command -v $(1) >/dev/null 2>&1 || { echo "installing $(2), which provides $(1)"; \
 	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(2) >/dev/null; }
+# What tests need besides Go: a browser, and what makes test hosts. Tests that need root fail without it here
+# instead of being left out.
+needs = $(call need,chromium,chromium); $(call need,ip,iproute2); $(call need,nft,nftables)
 TESTFLAGS ?= -shuffle=on -timeout 20m
+test check: export PLENUM_NETLAB = 1
 
 .PHONY: help build run test check lint generate bench chaos clean
 
@@ -17,18 +21,18 @@ run: build ## start a call server on this machine and print a room link
 	./plenum dev
 
 test: ## every test, those with a real browser included
-	@$(call need,chromium,chromium)
+	@$(needs)
 	$(GO) test $(TESTFLAGS) ./...
 
 check: lint ## the whole gate: format, vet, staticcheck, govulncheck, and every test with the race detector
-	@$(call need,chromium,chromium)
-	@$(call need,gcc,gcc libc6-dev)
+	@$(needs); $(call need,gcc,gcc libc6-dev)
 	CGO_ENABLED=1 $(GO) test -race $(TESTFLAGS) ./...
 
 lint: ## format, vet, staticcheck, known vulnerabilities, types of the web client
 	@test -z "$$(gofmt -l .)" || { echo "run gofmt -w on:"; gofmt -l .; exit 1; }
 	$(GO) vet ./...
 	$(GO) tool staticcheck ./...
+	@$(call need,curl,curl)
 	@if curl -sfm 10 https://vuln.go.dev/index/db.json >/dev/null; then $(GO) tool govulncheck ./...; \
 	else echo "govulncheck left out: its database at vuln.go.dev is not reachable from here"; fi
 
