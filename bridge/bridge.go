@@ -447,7 +447,7 @@ func (b *Bridge) hash(name string) string {
 	return hex.EncodeToString(h.Sum(nil)[:6])
 }
 
-// A lifecycle is what the bridge says of its own end (protocol notes on the bridge, 7.2):
+// A lifecycle is what the bridge says of its own end:
 //
 //	running ──graceful──► no new conferences ──last endpoint left──► shutting down ──1 min──► over
 //	   └──────────────────────────at once────────────────────────────────▲

@@ -267,7 +267,7 @@ func (c *control) modify(m *meeting, req colibri.ConferenceModify, now time.Time
 	return answer, req.Expire || !req.Create && l.empty(), nil
 }
 
-// shape refuses what one request may not contain (protocol notes on the bridge, 2.2-2).
+// shape refuses what one request may not contain.
 func shape(req colibri.ConferenceModify) error {
 	unsupported := func(text string) error {
 		return refused(xmpp.FeatureNotImplemented, text, colibri.Error{Reason: colibri.FeatureNotImplemented})
@@ -509,7 +509,7 @@ func (l *live) remove(id string) {
 	e.peer.close()
 }
 
-// update applies all parts of req but the creation, in the order of protocol notes 2.2-3.
+// update applies all parts of req but the creation, in the order that the Java bridge keeps.
 func (e *member) update(req colibri.Endpoint) {
 	if len(req.Media) > 0 {
 		e.media = mediaOf(e.media, req.Media)
@@ -726,7 +726,7 @@ func secret() string {
 	return string(b[:])
 }
 
-// sweep removes what nobody took care to remove (protocol notes 2.2-12).
+// sweep removes what nobody took care to remove.
 func (c *control) sweep(now time.Time) {
 	for _, l := range c.conferences() {
 		var stale []*member

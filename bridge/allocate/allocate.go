@@ -1,6 +1,6 @@
 // Package allocate divides a receiver's bandwidth among the video sources of its conference: constraints,
 // budget and sources in, a layer for each source out. It has no clock and no state beyond a receiver's
-// Settings; the rules are those of the Java bridge (protocol notes on the bridge, 5.9), so that Jitsi's
+// Settings; the rules are those of the Java bridge, so that Jitsi's
 // clients see the picture sizes that they asked for in the order they expect.
 package allocate
 

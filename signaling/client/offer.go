@@ -23,7 +23,7 @@ const (
 	extDescriptor  = "https://aomediacodec.github.io/av1-rtp-spec/#dependency-descriptor-rtp-header-extension"
 )
 
-// Contents of a bridge session have these names (protocol notes 4.2).
+// Contents of a bridge session have these names.
 const (
 	contentAudio = "audio"
 	contentVideo = "video"

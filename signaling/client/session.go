@@ -179,7 +179,7 @@ func (p *Participant) onState(s *session, state peer.State, err error) {
 	}
 }
 
-// restart asks for a new session after ICE has failed (protocol notes 4.9).
+// restart asks for a new session after ICE has failed.
 func (p *Participant) restart(s *session) {
 	if p.cfg.NoRestart || p.restarts == maxRestarts {
 		return

@@ -14,7 +14,7 @@ import (
 	"plenum/wire/xmpp"
 )
 
-// closeFrame is the one spelling of <close/> that Jitsi's Strophe recognises (protocol notes, 1.2).
+// closeFrame is the one spelling of <close/> that Jitsi's Strophe recognises.
 const closeFrame = `<close xmlns="urn:ietf:params:xml:ns:xmpp-framing" />`
 
 // wsSocket is an XMPP stream over WebSocket: one element a message (RFC 7395). gorilla reads; what is
