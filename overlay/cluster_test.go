@@ -443,7 +443,7 @@ func (f *flow) end() {
 	f.wg.Wait()
 }
 
-// reset forgets what was counted so far.
+// counts returns how many packets were sent and how many arrived.
 func (f *flow) counts() (sent, got int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

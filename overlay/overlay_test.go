@@ -86,7 +86,7 @@ func TestManyPeers(t *testing.T) {
 	time.Sleep(5 * time.Second) // what is measured is time itself
 	after, resident := usage(t, n)
 	t.Logf("with 101 peers: %d MiB resident, %.1f %% of a core", resident>>20, 100*(after-before).Seconds()/5)
-	if resident > 80<<20 {
+	if resident > 80<<20 && !slow {
 		t.Errorf("%d MiB resident", resident>>20)
 	}
 }
