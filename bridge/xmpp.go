@@ -111,7 +111,11 @@ func (c *shardClient) run(ctx context.Context) {
 		if connected {
 			c.b.metrics.xmppDisconnect.Add(1)
 		}
-		c.log.Warn("no session with the shard", "err", err)
+		level := slog.LevelWarn
+		if e := (xmpp.StreamError{}); errors.As(err, &e) && e.Condition == "system-shutdown" {
+			level = slog.LevelInfo // it said so
+		}
+		c.log.Log(ctx, level, "no session with the shard", "err", err)
 		select {
 		case <-ctx.Done():
 		case <-time.After(c.b.cfg.ReconnectDelay):

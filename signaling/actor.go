@@ -1,6 +1,7 @@
 package signaling
 
 import (
+	"context"
 	"log/slog"
 	"runtime/debug"
 	"slices"
@@ -277,7 +278,7 @@ func (a *actor) bridgeEvent(now time.Time, e muc.Event) {
 	if e.Kind == muc.Left {
 		if a.hall.cfg.Fleet.Lost(bridge) {
 			a.hall.cfg.Metrics.lostBridges.Inc()
-			a.log.Warn("bridge left", "bridge", e.Nick)
+			a.log.Log(context.Background(), a.hall.ending(), "bridge left", "bridge", e.Nick)
 			a.hall.bridgeLost(bridge)
 		}
 		return

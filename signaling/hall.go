@@ -166,9 +166,7 @@ func (h *hall) Run(ctx context.Context) error {
 
 // Drain refuses new rooms and waits until the last one has ended, or ctx.
 func (h *hall) Drain(ctx context.Context) error {
-	h.mu.Lock()
-	h.draining = true
-	h.mu.Unlock()
+	h.admitNoMore()
 	for {
 		h.mu.Lock()
 		left, change := 0, h.emptied
@@ -187,6 +185,23 @@ func (h *hall) Drain(ctx context.Context) error {
 			return fmt.Errorf("%d rooms left: %w", left, ctx.Err())
 		}
 	}
+}
+
+// admitNoMore refuses new rooms from now on.
+func (h *hall) admitNoMore() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.draining = true
+}
+
+// ending is the level of what is worth a warning, unless the shard itself is on its way out.
+func (h *hall) ending() slog.Level {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.draining {
+		return slog.LevelInfo
+	}
+	return slog.LevelWarn
 }
 
 // Stanza takes a stanza for a room, an occupant of one, or room metadata. It does not block, but for the

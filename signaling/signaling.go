@@ -239,6 +239,7 @@ func (s *Server) Run(ctx context.Context) error {
 
 	// Nobody new, nobody waiting, then everybody out, then the rooms, which see them go.
 	s.draining.Store(true)
+	s.hall.admitNoMore()
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer cancel()
 	s.stop()
