@@ -223,9 +223,8 @@ func runDev(ctx context.Context, o devOptions, out io.Writer) error {
 
 // bind makes the rooms, which listen from then on; the shard first, as the bridges report to it.
 func (d *dev) bind() error {
-	secret := make([]byte, 16)
-	rand.Read(secret)
-	account := bridgeAccount + ":" + hex.EncodeToString(secret)
+	password := newPassword()
+	account := bridgeAccount + ":" + password
 	config := signaling.Config{
 		Domain:        d.o.domain,
 		HTTP:          d.o.http,
@@ -258,7 +257,7 @@ func (d *dev) bind() error {
 		return inUse(err, "http", d.o.http, "xmpp", d.o.xmpp)
 	}
 	for i := range d.o.bridges {
-		b, err := bridge.New(d.bridgeConfig(i, hex.EncodeToString(secret)))
+		b, err := bridge.New(d.bridgeConfig(i, password))
 		if err != nil {
 			return inUse(err, "bridge-http", nth(d.o.bridgeHTTP, i), "bridge-ws", nth(d.o.bridgeWS, i), "media", nth(d.o.media, i))
 		}
@@ -269,6 +268,13 @@ func (d *dev) bind() error {
 	}
 	d.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return nil
+}
+
+// newPassword makes a password that lasts as long as this process.
+func newPassword() string {
+	secret := make([]byte, 16)
+	rand.Read(secret) // never fails
+	return hex.EncodeToString(secret)
 }
 
 // bridgeAccount is what our own bridges log in as.
@@ -295,7 +301,7 @@ func (d *dev) bridgeConfig(i int, password string) bridge.Config {
 		c.Media = nth(":10000", i)
 	}
 	if d.o.bridgeWS == "" {
-		c.ChannelURL = strings.Replace(d.url(), "http", "ws", 1)
+		c.ChannelURL = d.webSocketURL()
 	}
 	return c
 }
@@ -335,6 +341,9 @@ func (d *dev) url() string {
 	}
 	return scheme + "://" + address
 }
+
+// webSocketURL is the same for WebSockets, without a path.
+func (d *dev) webSocketURL() string { return strings.Replace(d.url(), "http", "ws", 1) }
 
 // inUse turns a busy port into advice; pairs are flags with their addresses.
 func inUse(err error, pairs ...string) error {
@@ -377,7 +386,7 @@ type readyBridge struct {
 func (d *dev) writeReady(path string) error {
 	r := readyFile{
 		HTTP:    d.url(),
-		WS:      strings.Replace(d.url(), "http", "ws", 1) + "/xmpp-websocket",
+		WS:      d.webSocketURL() + "/xmpp-websocket",
 		XMPP:    d.shard.XMPPAddr().String(),
 		Metrics: "http://" + d.metrics.Addr().String(),
 		Domain:  d.o.domain,

@@ -1,10 +1,8 @@
 package main
 
 import (
-	"crypto/rand"
-	"encoding/hex"
-	"fmt"
 	"net"
+	"strconv"
 
 	"github.com/pion/logging"
 	"github.com/pion/turn/v4"
@@ -18,13 +16,10 @@ const turnUser = "plenum"
 // A turnServer relays media for clients whose network lets nothing but it through (RFC 8656). It is for
 // trying relayed calls with plenum dev; a cluster runs coturn.
 type turnServer struct {
-	server   *turn.Server
-	addr     netAddr
-	password string
+	server     *turn.Server
+	host, port string // by UDP and by TCP
+	password   string
 }
-
-// netAddr is where the server listens, by UDP and by TCP.
-type netAddr struct{ host, port string }
 
 func newTURNServer(addr, realm string) (*turnServer, error) {
 	udp, err := net.ListenPacket("udp", addr)
@@ -37,14 +32,11 @@ func newTURNServer(addr, realm string) (*turnServer, error) {
 		udp.Close()
 		return nil, err
 	}
-	secret := make([]byte, 16)
-	rand.Read(secret)
-	t := &turnServer{password: hex.EncodeToString(secret)}
 	host := bound.IP
 	if host.IsUnspecified() {
 		host = net.ParseIP(outwardAddress())
 	}
-	t.addr = netAddr{host.String(), fmt.Sprint(bound.Port)}
+	t := &turnServer{host: host.String(), port: strconv.Itoa(bound.Port), password: newPassword()}
 	relay := &turn.RelayAddressGeneratorStatic{RelayAddress: host, Address: host.String()}
 	// Nobody reaches this machine's own services through the relay.
 	allowed := func(_ net.Addr, peer net.IP) bool { return !peer.IsLoopback() || host.IsLoopback() }
@@ -70,7 +62,7 @@ func newTURNServer(addr, realm string) (*turnServer, error) {
 func (t *turnServer) services() []signaling.Service {
 	var all []signaling.Service
 	for _, transport := range []string{"udp", "tcp"} {
-		all = append(all, signaling.Service{Type: "turn", Host: t.addr.host, Port: t.addr.port, Transport: transport, Username: turnUser, Password: t.password})
+		all = append(all, signaling.Service{Type: "turn", Host: t.host, Port: t.port, Transport: transport, Username: turnUser, Password: t.password})
 	}
 	return all
 }

@@ -23,18 +23,10 @@ func ParseModify(e *xmpp.Element) (ConferenceModify, error) {
 	}
 	for c := range e.Children {
 		switch {
-		case c.Is(NS, "endpoint"):
-			x, err := parseEndpoint(c)
-			if err != nil {
+		case c.Is(NS, "endpoint"), c.Is(NS, "relay"):
+			if err := parseLeg(c, &m.Endpoints, &m.Relays); err != nil {
 				return ConferenceModify{}, err
 			}
-			m.Endpoints = append(m.Endpoints, x)
-		case c.Is(NS, "relay"):
-			x, err := parseRelay(c)
-			if err != nil {
-				return ConferenceModify{}, err
-			}
-			m.Relays = append(m.Relays, x)
 		case c.Is(NS, "connects"):
 			m.Connects = true
 		}
@@ -64,6 +56,22 @@ func (m ConferenceModify) Element() *xmpp.Element {
 	return e
 }
 
+// parseLeg reads an <endpoint/> or a <relay/>, of a request or of an answer, and appends it where it belongs.
+func parseLeg(e *xmpp.Element, endpoints *[]Endpoint, relays *[]Relay) error {
+	if e.Is(NS, "relay") {
+		r, err := parseRelay(e)
+		if err == nil {
+			*relays = append(*relays, r)
+		}
+		return err
+	}
+	x, err := parseEndpoint(e)
+	if err == nil {
+		*endpoints = append(*endpoints, x)
+	}
+	return err
+}
+
 // ParseModified reads <conference-modified/>.
 func ParseModified(e *xmpp.Element) (ConferenceModified, error) {
 	if !e.Is(NS, "conference-modified") {
@@ -73,18 +81,10 @@ func ParseModified(e *xmpp.Element) (ConferenceModified, error) {
 	var err error
 	for c := range e.Children {
 		switch {
-		case c.Is(NS, "endpoint"):
-			x, err := parseEndpoint(c)
-			if err != nil {
+		case c.Is(NS, "endpoint"), c.Is(NS, "relay"):
+			if err := parseLeg(c, &m.Endpoints, &m.Relays); err != nil {
 				return ConferenceModified{}, err
 			}
-			m.Endpoints = append(m.Endpoints, x)
-		case c.Is(NS, "relay"):
-			x, err := parseRelay(c)
-			if err != nil {
-				return ConferenceModified{}, err
-			}
-			m.Relays = append(m.Relays, x)
 		case c.Is(NS, "sources"):
 			if m.Sources, err = parseSources(c); err != nil {
 				return ConferenceModified{}, err
