@@ -275,3 +275,6 @@ func (c *Config) of(p Plane) *PlaneConfig {
 
 // server reports whether this host is a lighthouse and a relay.
 func (c *Config) server() bool { return slices.Contains(c.Roles, "server") }
+
+// nests reports whether media may travel inside control where there is no other way: Nebula relays, WireGuard does not.
+func (c *Config) nests() bool { return c.Control.Backend == "nebula" && c.Media.Backend == "wireguard" }

@@ -74,6 +74,9 @@ type peer struct {
 	found   netip.AddrPort // where a server sees its media tunnel
 	turn    int            // which hint to try
 	turned  time.Time
+	nested  bool      // media travels inside control
+	again   time.Time // when to try without that
+	pause   time.Duration
 	limit   int // what the underlay carries in one piece; 0 is unknown
 	routed  int // the MTU that the kernel was told; 0 for the device's
 	checked time.Time
@@ -159,7 +162,7 @@ func (e *engine) tryRaise(p *plane, now time.Time) error {
 		d.Nebula = &n
 	}
 	if p.name == Control {
-		d.Firewall = nonNilRules(e.cfg.Allow)
+		d.Firewall = e.rules()
 	}
 	rotated := e.quietTo
 	if err := p.backend.Up(d); err != nil {
@@ -192,11 +195,13 @@ func (e *engine) tryRaise(p *plane, now time.Time) error {
 // certified is a Backend whose own identity ends some time.
 type certified interface{ Validity() (from, to time.Time) }
 
-func nonNilRules(r []Rule) []Rule {
-	if r == nil {
-		return []Rule{}
+// rules are the table, and the door for media that travels inside control.
+func (e *engine) rules() []Rule {
+	all := append([]Rule{}, e.cfg.Allow...)
+	if e.cfg.nests() {
+		all = append(all, Rule{From: []string{"any"}, To: []string{"any"}, Proto: "udp", Ports: fmt.Sprint(e.cfg.Media.Port)})
 	}
-	return r
+	return all
 }
 
 // accepted are the rules of the table for this host, for a control plane whose backend has no firewall. An
@@ -328,6 +333,9 @@ func (e *engine) endpoints(p *plane, q *peer) []netip.AddrPort {
 			if t := c.tunnels[q.record.Control]; t.Remote.IsValid() {
 				add(netip.AddrPortFrom(t.Remote.Addr(), p.cfg.Port))
 			}
+		}
+		if way := e.nested(q); q.turn > 0 && way.IsValid() { // the last resort
+			all = append(all, way)
 		}
 	}
 	if len(all) > 0 && p.cfg.Backend == "wireguard" { // Nebula tries them all at once
@@ -476,6 +484,9 @@ func (e *engine) look(p *plane, now time.Time) {
 	if m := e.planes[Media]; p.name == Control && len(p.tunnels) > before && m.up && m.cfg.Backend == "wireguard" {
 		e.problem(string(Media), e.setPeers(m, now)) // what control has found is a hint for media
 	}
+	if p.name == Media {
+		e.unnest(p, now)
+	}
 	stuck := false
 	for _, q := range p.peers {
 		if wait := min(time.Second+now.Sub(q.path.since)/4, 15*time.Second); q.path.up || now.Sub(q.turned) < wait || now.Sub(q.path.since) < time.Second {
@@ -582,7 +593,10 @@ func (e *engine) receive(name Plane, from netip.AddrPort, m message, n int, now 
 		reply.kind, reply.size = answer, uint16(n+udpHeaders(from.Addr()))
 		reply.at, reply.epoch = p.tunnels[from.Addr()].Remote, q.record.Epoch
 	case answer:
-		q.seen, q.epoch = m.at, m.epoch
+		if q.epoch = m.epoch; e.cfg.Control.Prefix.Contains(m.at.Addr()) {
+			m.at = netip.AddrPort{} // media inside control: no place on the underlay
+		}
+		q.seen = m.at
 		if q.path.Answer(m.id, now) {
 			e.cameUp(p, from.Addr(), q)
 		}
@@ -630,7 +644,7 @@ func (e *engine) receive(name Plane, from netip.AddrPort, m message, n int, now 
 		}
 		for _, any := range e.planes {
 			for a, wanted := range any.peers {
-				if bytes.HasPrefix(m.key[:], a.AsSlice()) && !wanted.path.up {
+				if bytes.HasPrefix(m.key[:], a.AsSlice()) && (!wanted.path.up || wanted.nested) {
 					wanted.found = m.at
 				}
 			}

@@ -174,6 +174,16 @@ func (p *path) narrowDown(now time.Time) {
 	p.trying = (p.low + p.top + 1) / 2
 }
 
+// good reports whether a small probe was answered since there were n results.
+func (p *path) good(n int) bool {
+	for ; n < p.n; n++ {
+		if p.results[n%len(p.results)] {
+			return true
+		}
+	}
+	return false
+}
+
 func (p *path) result(ok bool) {
 	p.results[p.n%len(p.results)] = ok
 	p.n++

@@ -46,7 +46,8 @@ type Path struct {
 	MTU       int            `json:"mtu"`
 	Measured  bool           `json:"measured"` // MTU was found by probing
 	Route     Route          `json:"route"`
-	Relay     string         `json:"relay,omitempty"` // the host in between
+	Relay     string         `json:"relay,omitempty"`  // the host in between
+	Nested    bool           `json:"nested,omitempty"` // media that travels inside control
 	Remote    netip.AddrPort `json:"remote,omitzero"`
 	Handshake time.Time      `json:"handshake,omitzero"`
 	Until     time.Time      `json:"until,omitzero"` // end of the peer's certificate
@@ -127,7 +128,11 @@ func (e *engine) status(now time.Time) Status {
 			if q.seen.IsValid() && q.path.up {
 				seen = append(seen, q.seen)
 			}
-			paths = append(paths, q.cell(p, a, reached))
+			c := q.cell(p, a, reached)
+			if q.nested {
+				c.Relay = e.relay(q)
+			}
+			paths = append(paths, c)
 		}
 		slices.SortFunc(paths, func(a, b Path) int { return strings.Compare(a.Host, b.Host) })
 		s.Paths = append(s.Paths, paths...)
@@ -148,6 +153,8 @@ func (q *peer) cell(p *plane, a netip.Addr, hosts map[netip.Addr]string) Path {
 	}
 	c.Remote, c.Handshake, c.Until = t.Remote, t.Handshake, t.Until
 	switch {
+	case q.nested:
+		c.Route, c.Nested = Relayed, true
 	case t.Relay.IsValid():
 		c.Route, c.Relay = Relayed, hosts[t.Relay]
 	case t.Remote.IsValid() && !t.Handshake.IsZero():
