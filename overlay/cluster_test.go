@@ -27,6 +27,7 @@ import (
 
 	"github.com/slackhq/nebula/cert"
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"plenum/overlay"
 	"plenum/overlay/nebula"
@@ -380,6 +381,12 @@ func (c *cluster) send(from, to *node, p overlay.Plane, perSecond int) *flow {
 	check(c.t, err)
 	f.to, err = to.ListenPacket("udp", netip.AddrPortFrom(b, 0).String())
 	check(c.t, err)
+	// What a test that is slow to read loses is not the overlay's loss.
+	raw, err := f.to.(*net.UDPConn).SyscallConn()
+	check(c.t, err)
+	check(c.t, raw.Control(func(fd uintptr) {
+		check(c.t, unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 16<<20))
+	}))
 	ctx, cancel := context.WithCancel(context.Background())
 	f.stop = cancel
 	f.wg.Go(func() {

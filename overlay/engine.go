@@ -673,8 +673,10 @@ func (e *engine) cameUp(p *plane, a netip.Addr, q *peer) {
 
 // settle is how long a host that has changed its key waits before it tells the others. Its next packet makes
 // WireGuard start a handshake, which they refuse, for they do not expect the key yet, and which it then does not
-// repeat for 5 s. So the handshake that they begin is the only one; two at once undo each other.
-const settle = 50 * time.Millisecond
+// repeat for 5 s. So the handshake that they begin is the only one; two at once undo each other. It is also how long
+// packets under the old key may take to arrive: once the others have moved the address they are refused. WireGuard in
+// this process makes packets wait meanwhile; the kernel's keeps 128 for each peer.
+const settle = 100 * time.Millisecond
 
 // useKey takes note of the own public key. Other hosts have to be told when the roster does not name it yet.
 func (e *engine) useKey(key [32]byte, now time.Time) {

@@ -15,6 +15,9 @@ import (
 	"plenum/overlay"
 )
 
+// socketBuffer is what the kernel keeps at most while this process does not get to run, bytes; WireGuard's is as large.
+const socketBuffer = 7 << 20
+
 // dict is one level of Nebula's configuration.
 type dict = map[string]any
 
@@ -58,7 +61,8 @@ func render(d overlay.Device, peers []overlay.Peer) (string, error) {
 	text, err := yaml.Marshal(dict{
 		"pki": dict{"ca": ca, "cert": crt, "key": key, "blocklist": blocklist, "disconnect_invalid": true},
 		// [::] takes IPv4 as well.
-		"listen":          dict{"host": "::", "port": int(d.Port)},
+		// The kernel's own buffer of 208 KiB is full after a few ms of a busy machine.
+		"listen":          dict{"host": "::", "port": int(d.Port), "read_buffer": socketBuffer, "write_buffer": socketBuffer},
 		"static_host_map": static,
 		"lighthouse": dict{"am_lighthouse": d.Lighthouse, "hosts": lighthouses, "interval": 10, "advertise_addrs": nonNil(d.Advertise),
 			// Never offer an address of an overlay as one of the underlay, nor believe one.
@@ -66,7 +70,7 @@ func render(d overlay.Device, peers []overlay.Peer) (string, error) {
 		"relay": dict{"am_relay": d.Lighthouse, "use_relays": !d.Lighthouse, "relays": relays},
 		// Answering a punch with a handshake is what gets two NATs past each other.
 		"punchy": dict{"punch": true, "respond": true, "delay": "100ms", "respond_delay": "500ms"},
-		"tun":    dict{"dev": d.Name, "mtu": d.MTU},
+		"tun":    dict{"dev": d.Name, "mtu": d.MTU, "tx_queue": 2000},
 		// A dead way is given up after 2 to 6 s, a certificate that ended or is blocked after 2.
 		"timers":     dict{"connection_alive_interval": 2, "pending_deletion_interval": 4},
 		"handshakes": dict{"try_interval": "100ms", "retries": 10},

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.zx2c4.com/wireguard/device"
@@ -21,7 +22,11 @@ import (
 // process runs wireguard-go on a persistent TUN device. It is spoken to in WireGuard's own cross-platform
 // configuration protocol (https://www.wireguard.com/xplatform/), without the socket, whose path is not per
 // network namespace.
-type process struct{ d *device.Device }
+type process struct {
+	d     *device.Device
+	gate  *gate
+	group sync.WaitGroup
+}
 
 func openProcess(name string, mtu int, log *slog.Logger) (driver, error) {
 	if err := overlay.Persist(name); err != nil {
@@ -31,7 +36,8 @@ func openProcess(name string, mtu int, log *slog.Logger) (driver, error) {
 	if err != nil {
 		return nil, fmt.Errorf("device %s: %w", name, err)
 	}
-	d := device.NewDevice(t, newBind(), &device.Logger{
+	g := newGate(t)
+	d := device.NewDevice(g, newBind(), &device.Logger{
 		Verbosef: device.DiscardLogf,
 		Errorf:   func(format string, args ...any) { log.Warn(fmt.Sprintf(format, args...)) },
 	})
@@ -39,11 +45,12 @@ func openProcess(name string, mtu int, log *slog.Logger) (driver, error) {
 		d.Close()
 		return nil, err
 	}
-	return &process{d}, nil
+	return &process{d: d, gate: g}, nil
 }
 
 func (p *process) close() error {
 	p.d.Close()
+	p.group.Wait()
 	return nil
 }
 

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -26,6 +27,11 @@ type driver interface {
 	configure(wgtypes.Config) error
 	device() (*wgtypes.Device, error)
 	close() error
+}
+
+// holder is a driver that can make packets wait while keys change. The kernel's cannot: it keeps 128 for each peer.
+type holder interface {
+	hold(peers []wgtypes.PeerConfig, now time.Time)
 }
 
 type backend struct {
@@ -53,7 +59,7 @@ const (
 )
 
 // Up implements overlay.Backend. A new private key takes effect at once: packets for peers wait until they
-// have answered the handshake under it, at most 128 of them per peer.
+// have begun the handshake under it.
 func (b *backend) Up(d overlay.Device) error {
 	if b.driver != nil && d.Name != b.up.Name {
 		return fmt.Errorf("wireguard: device %s cannot become %s; restart the overlay", b.up.Name, d.Name)
@@ -81,6 +87,15 @@ func (b *backend) Up(d overlay.Device) error {
 	}
 	if port := int(d.Port); now.ListenPort != port {
 		c.ListenPort = &port
+	}
+	if h, ok := b.driver.(holder); ok && c.PrivateKey != nil {
+		var all []wgtypes.PeerConfig
+		for _, p := range now.Peers {
+			if a := b.known[p.PublicKey]; a.retired.IsZero() && time.Since(p.LastHandshakeTime) < alive && b.answers(a.address) {
+				all = append(all, wgtypes.PeerConfig{PublicKey: p.PublicKey})
+			}
+		}
+		h.hold(all, time.Now())
 	}
 	if c.PrivateKey != nil || c.ListenPort != nil {
 		if err := b.driver.configure(c); err != nil {
@@ -130,6 +145,7 @@ func (b *backend) SetPeers(peers []overlay.Peer) error {
 	wanted := map[wgtypes.Key]bool{}
 	owner := map[netip.Addr]bool{}
 	var c wgtypes.Config
+	var moved []wgtypes.PeerConfig // to another key
 	for _, p := range peers {
 		key, err := wgtypes.NewKey(p.Key)
 		if err != nil {
@@ -164,6 +180,9 @@ func (b *backend) SetPeers(peers []overlay.Peer) error {
 		if !ok || change.Endpoint != nil || change.ReplaceAllowedIPs {
 			c.Peers = append(c.Peers, change)
 		}
+		if !ok && next.IsValid() && b.owned(p.Address, established) {
+			moved = append(moved, change)
+		}
 		b.known[key] = peer{address: p.Address, endpoint: next}
 	}
 	for key, k := range b.known {
@@ -184,10 +203,29 @@ func (b *backend) SetPeers(peers []overlay.Peer) error {
 	if len(c.Peers) == 0 {
 		return nil
 	}
+	if h, ok := b.driver.(holder); ok {
+		h.hold(moved, now)
+	}
 	if err := b.driver.configure(c); err != nil {
 		return fmt.Errorf("wireguard: peers: %w", err)
 	}
 	return nil
+}
+
+// answers reports whether the peer with this address was heard of lately.
+func (b *backend) answers(a netip.Addr) bool {
+	i := slices.IndexFunc(b.peers, func(p overlay.Peer) bool { return p.Address == a })
+	return i >= 0 && !b.peers[i].Lost
+}
+
+// owned reports whether an address has a live tunnel.
+func (b *backend) owned(a netip.Addr, established map[wgtypes.Key]bool) bool {
+	for key, k := range b.known {
+		if k.address == a && k.retired.IsZero() && established[key] {
+			return true
+		}
+	}
+	return false
 }
 
 // place is where packets for an address of the plane go now.
@@ -282,6 +320,11 @@ func address(d overlay.Device) error {
 	}
 	if link.Attrs().MTU != d.MTU {
 		if err := netlink.LinkSetMTU(link, d.MTU); err != nil {
+			return err
+		}
+	}
+	if link.Attrs().TxQLen != queue {
+		if err := netlink.LinkSetTxQLen(link, queue); err != nil {
 			return err
 		}
 	}
