@@ -466,7 +466,7 @@ func launch(ctx context.Context, path string, cpu int) (*process, error) {
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
-	p.debug, p.bridge = ready.Metrics, ready.BridgeHTTP
+	p.debug, p.bridge, p.shard = ready.Metrics, ready.BridgeHTTP, ready.HTTP
 	return p, nil
 }
 
@@ -523,6 +523,7 @@ type process struct {
 	out    *bufio.Reader
 	debug  string // URL with /debug/pprof
 	bridge string // URL of the private HTTP
+	shard  string // URL
 }
 
 func start(cpu int, path string, args ...string) (*process, error) {

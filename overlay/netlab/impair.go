@@ -103,6 +103,7 @@ type Stats struct {
 	Duplicated uint64 // copies made
 	Reordered  uint64 // held back
 	Queued     uint64 // still inside
+	Bytes      uint64 // of Out, as IP packets
 }
 
 // maxQueued bounds what an Engine holds, whatever its delay; beyond it packets count as dropped.
@@ -161,6 +162,9 @@ func (e *Engine) Stats() Stats {
 	s.Queued = uint64(len(e.heap))
 	return s
 }
+
+// Backlog returns how long a packet pushed now would wait for its turn at Rate.
+func (e *Engine) Backlog(now time.Time) time.Duration { return max(0, e.free-now.Sub(e.epoch)) }
 
 // Push puts a packet in. It copies data. The tag comes out with the packet.
 func (e *Engine) Push(now time.Time, data []byte, tag int) {
@@ -296,6 +300,7 @@ func (e *Engine) Pop(now time.Time) (data []byte, tag int, ok bool) {
 	e.sink()
 	e.lent = top.data
 	e.stats.Out++
+	e.stats.Bytes += uint64(max(0, len(top.data)+e.overhead))
 	return top.data, top.tag, true
 }
 

@@ -50,7 +50,7 @@ func TestEngineDoesNothing(t *testing.T) {
 			t.Fatalf("packet %d comes out as %d at %v", i, a.n, a.at)
 		}
 	}
-	if want := (Stats{In: 100, Out: 100}); stats != want {
+	if want := (Stats{In: 100, Out: 100, Bytes: 100 * 100}); stats != want {
 		t.Errorf("stats %+v, want %+v", stats, want)
 	}
 }

@@ -113,6 +113,14 @@ func (r *Relay) Stats() (up, down Stats) {
 	return r.up.Stats(), r.down.Stats()
 }
 
+// Backlog returns how long a packet would wait now for its turn in each direction.
+func (r *Relay) Backlog() (up, down time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := time.Now()
+	return r.up.Backlog(now), r.down.Backlog(now)
+}
+
 // Close ends the relay; what is inside is lost.
 func (r *Relay) Close() error {
 	r.once.Do(func() {

@@ -22,6 +22,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"strings"
 	"sync"
@@ -65,6 +66,10 @@ type Media struct {
 	Colour string
 	// Level of the tone in -dBov, 1 (loud) to 126. Default: 30. See SetLevel.
 	Level uint8
+	// Camera sends frames as large and as frequent as those of a camera, up to 200, 500 and 1,500 kbit/s.
+	Camera bool
+	// Adapt has congestion control decide how much is sent.
+	Adapt bool
 	// AudioMuted and VideoMuted join muted, with sources that are announced.
 	AudioMuted, VideoMuted bool
 }
@@ -106,6 +111,9 @@ type Config struct {
 	ResumeAfter time.Duration
 	// NoRestart does not ask for a new session when ICE has failed.
 	NoRestart bool
+
+	// Detour names the address that media for another goes to and comes from, such as that of a bad network. Default: none.
+	Detour func(netip.AddrPort) netip.AddrPort
 
 	// TLS settings for https and wss, for a shard with a self-signed certificate.
 	TLS *tls.Config
@@ -196,7 +204,7 @@ func Join(ctx context.Context, cfg Config) (*Participant, error) {
 	}
 	p := &Participant{
 		cfg: cfg, log: cfg.Log, base: u,
-		net: &peer.Network{}, ledger: &peer.Ledger{},
+		net: &peer.Network{Detour: cfg.Detour}, ledger: &peer.Ledger{},
 		box: newMailbox(), joined: make(chan struct{}), done: make(chan struct{}),
 		iqs: map[string]func(*xmpp.Element){}, level: cfg.Send.Level,
 		audioMuted: cfg.Send.AudioMuted, videoMuted: cfg.Send.VideoMuted,

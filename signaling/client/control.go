@@ -166,6 +166,9 @@ func (p *Participant) Restart() error {
 // Lose drops these shares (0…1) of the UDP datagrams sent and received.
 func (p *Participant) Lose(up, down float64) { p.net.Lose(up, down) }
 
+// RestartGaps has Stats look for the longest gaps anew.
+func (p *Participant) RestartGaps() { p.ledger.Restart() }
+
 // Delay holds UDP datagrams to the bridge back; round trips grow by d.
 func (p *Participant) Delay(d time.Duration) { p.net.Delay(d) }
 

@@ -72,6 +72,7 @@ func (p *Participant) onOffer(from string, offer *jingle.Session) {
 	}
 	s.peer, err = peer.New(peer.Config{
 		Remote: description, Media: media(offer, &p.cfg), Network: p.net, Ledger: p.ledger, Log: p.log,
+		Adapt: p.cfg.Send.Adapt,
 		OnState: func(state peer.State, err error) {
 			p.box.post(func() { p.onState(s, state, err) })
 		},
@@ -132,7 +133,7 @@ func (p *Participant) addTracks(s *session) {
 		t := p.newTrack("video", "v0", n, true)
 		s.tracks = append(s.tracks, t)
 		s.peer.AddVideo(peer.Picture{
-			Name: t.name, Colour: send.Colour, Encodings: t.encodings, PictureIDs: !send.DependencyDescriptor,
+			Name: t.name, Colour: send.Colour, Encodings: t.encodings, PictureIDs: !send.DependencyDescriptor, Camera: send.Camera,
 		})
 		s.peer.Enable(t.name, !p.videoMuted)
 	}

@@ -156,6 +156,7 @@ func (s *Stats) sent(more peer.Sent) {
 	t.Retransmitted += more.Retransmitted
 	t.KeyFrameRequests += more.KeyFrameRequests
 	t.Feedback += more.Feedback
+	t.Estimate = more.Estimate
 }
 
 // update changes the snapshot.

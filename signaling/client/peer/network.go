@@ -3,6 +3,7 @@ package peer
 import (
 	"math/rand/v2"
 	"net"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -15,6 +16,11 @@ import (
 // works on datagrams below ICE, so checks, handshakes and media suffer alike. One Network may serve
 // several peers after each other; its methods may be called at any time from any goroutine.
 type Network struct {
+	// Detour, if set before use, names the address that stands in for another: packets for the one go to the other, and
+	// what comes from there seems to come from the first. It must answer the same for the same, and differently for
+	// different ones.
+	Detour func(netip.AddrPort) netip.AddrPort
+
 	cut   atomic.Bool
 	up    atomic.Uint64 // loss towards the bridge, as a threshold for a random 64-bit number
 	down  atomic.Uint64
@@ -86,6 +92,8 @@ type faultyConn struct {
 	queue  []delayed
 	timer  *time.Timer // set while the queue is not empty
 	closed bool
+	detour map[netip.AddrPort]*net.UDPAddr // to where packets for an address go
+	direct sync.Map                        // netip.AddrPort of a detour → net.Addr that it stands for
 }
 
 type delayed struct {
@@ -98,6 +106,9 @@ func (c *faultyConn) ReadFrom(b []byte) (int, net.Addr, error) {
 	for {
 		n, from, err := c.UDPConn.ReadFrom(b)
 		if err != nil || !c.net.drops(&c.net.down) {
+			if c.net.Detour != nil && err == nil {
+				from = c.behind(from)
+			}
 			return n, from, err
 		}
 	}
@@ -110,6 +121,9 @@ func (c *faultyConn) WriteTo(b []byte, to net.Addr) (int, error) {
 	d := time.Duration(c.net.delay.Load())
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.net.Detour != nil {
+		to = c.aroundLocked(to)
+	}
 	if d == 0 && len(c.queue) == 0 {
 		return c.UDPConn.WriteTo(b, to)
 	}
@@ -121,6 +135,31 @@ func (c *faultyConn) WriteTo(b []byte, to net.Addr) (int, error) {
 		c.timer = time.AfterFunc(d, c.flush)
 	}
 	return len(b), nil
+}
+
+// aroundLocked returns where packets for an address go.
+func (c *faultyConn) aroundLocked(to net.Addr) net.Addr {
+	addr := to.(*net.UDPAddr).AddrPort()
+	if c.detour == nil {
+		c.detour = map[netip.AddrPort]*net.UDPAddr{}
+	}
+	way := c.detour[addr]
+	if way == nil {
+		stand := c.net.Detour(netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port()))
+		way = net.UDPAddrFromAddrPort(stand)
+		c.detour[addr] = way
+		c.direct.Store(stand, to)
+	}
+	return way
+}
+
+// behind returns for whom an address stands.
+func (c *faultyConn) behind(from net.Addr) net.Addr {
+	a := from.(*net.UDPAddr).AddrPort()
+	if to, ok := c.direct.Load(netip.AddrPortFrom(a.Addr().Unmap(), a.Port())); ok {
+		return to.(net.Addr)
+	}
+	return from
 }
 
 // flush sends what is due, in order.

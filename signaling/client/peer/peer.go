@@ -113,6 +113,9 @@ type Config struct {
 	Ledger  *Ledger      // required: where received media is counted
 	Log     *slog.Logger // required
 
+	// Adapt has congestion control decide how much is sent.
+	Adapt bool
+
 	controlling bool // leads ICE; bridges do, so only tests of two peers set it
 
 	// Callbacks come on goroutines of the peer and must not call Close.
@@ -203,6 +206,12 @@ func New(cfg Config) (*Peer, error) {
 		ready: make(chan struct{}),
 	}
 	p.out.level = silent
+	if cfg.Adapt {
+		if p.out.adapt, err = newAdaptation(); err != nil {
+			return nil, errors.Join(err, agent.Close())
+		}
+		p.out.fine = true
+	}
 	p.in = receiver{ssrc: rand.Uint32() | 1, streams: map[uint32]*stream{}}
 	p.in.arrivals = twcc.NewRecorder(p.in.ssrc)
 	return p, nil
@@ -233,7 +242,7 @@ func (p *Peer) Start() {
 // waits for all goroutines. It may be called twice, and on a peer that was never started.
 func (p *Peer) Close() {
 	p.mu.Lock()
-	closers := p.closers
+	closers, closed := p.closers, p.closed
 	p.closers, p.closed = nil, true
 	p.mu.Unlock()
 	if p.cancel != nil {
@@ -244,6 +253,11 @@ func (p *Peer) Close() {
 	}
 	_ = p.agent.Close()
 	p.wg.Wait()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if a := p.out.adapt; a != nil && !closed {
+		_ = a.bwe.Close()
+	}
 }
 
 // own keeps c for Close, or closes it at once when that has been called.

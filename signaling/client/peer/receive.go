@@ -56,7 +56,16 @@ type Received struct {
 	FirstFrame, LastFrame   time.Time
 	// MaxGap is the longest time between two frames (video) or packets (audio).
 	MaxGap time.Duration
+	// Freezes are gaps between frames of more than 200 ms, Frozen what they lasted, all of it.
+	Freezes uint64
+	Frozen  time.Duration
+	// Heard is how much sound should have been played, MadeUp how much of it a listener's device had to make up,
+	// because packets were lost or late.
+	Heard, MadeUp time.Duration
 }
+
+// frozenAfter is the time between two frames from which on people see that the picture stands.
+const frozenAfter = 200 * time.Millisecond
 
 // A Ledger counts what a participant receives. It outlives its peers: a participant that is moved to
 // another bridge goes on counting, and the move is a gap. The zero value is ready to use.
@@ -75,6 +84,15 @@ func (l *Ledger) Snapshot() []Received {
 	}
 	slices.SortFunc(out, func(a, b Received) int { return strings.Compare(a.Source.Name, b.Source.Name) })
 	return out
+}
+
+// Restart begins to look for the longest gap anew.
+func (l *Ledger) Restart() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, r := range l.sources {
+		r.MaxGap = 0
+	}
 }
 
 // Source returns the record of one source; zero when nothing is known of it.
@@ -138,6 +156,7 @@ type stream struct {
 	srAt     time.Time
 
 	video *reorder // nil for audio
+	sound playout
 }
 
 // Map announces sources. An SSRC that carried another source before carries the new one from now on.
@@ -247,6 +266,16 @@ func (s *stream) count(h *rtp.Header, payload int, now time.Time) {
 		r.Jitter = time.Duration(s.jitter * float64(time.Second) / float64(s.clock))
 	}
 	s.lastTS, s.lastAt = h.Timestamp, now
+	if s.kind == Audio {
+		heard, made := s.sound.expected, s.sound.made
+		if seq > s.highest {
+			s.sound.arrive(h.Timestamp, s.clock, seq-s.highest-1, now)
+		} else {
+			s.sound.recover(h.Timestamp, s.clock, now)
+		}
+		r.Heard += s.sound.expected - heard
+		r.MadeUp += s.sound.made - made
+	}
 	if seq > s.highest {
 		if s.kind == Audio {
 			r.Lost += uint64(seq - s.highest - 1)
@@ -340,6 +369,9 @@ func (p *Peer) receiveRTCP(b []byte) {
 		case *rtcp.TransportLayerCC:
 			p.mu.Lock()
 			p.out.stats.Feedback++
+			if a := p.out.adapt; a != nil {
+				a.feedback([]rtcp.Packet{r})
+			}
 			p.mu.Unlock()
 		}
 	}

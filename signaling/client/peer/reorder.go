@@ -155,7 +155,12 @@ func (r *reorder) process(rec *Received, pt *part, now time.Time) {
 	if rec.FirstFrame.IsZero() {
 		rec.FirstFrame = now
 	} else {
-		rec.MaxGap = max(rec.MaxGap, now.Sub(rec.LastFrame))
+		gap := now.Sub(rec.LastFrame)
+		rec.MaxGap = max(rec.MaxGap, gap)
+		if gap > frozenAfter {
+			rec.Freezes++
+			rec.Frozen += gap
+		}
 	}
 	rec.LastFrame = now
 }

@@ -14,7 +14,7 @@ import (
 const (
 	tick      = clip.AudioInterval
 	srEvery   = time.Second
-	history   = 128 // packets of a layer kept for retransmission, a few seconds
+	history   = 256 // packets of a layer kept for retransmission, more than a second
 	silent    = 127 // -dBov of silence (RFC 6464)
 	maxLoops  = 15  // rounds of a clip before a key frame comes unasked
 	catchUp   = 5   // frames sent at once after a stall; older ones are skipped
@@ -31,6 +31,9 @@ type Picture struct {
 	Encodings []Encoding
 	// PictureIDs sends VP8's own layer fields instead of the dependency descriptor.
 	PictureIDs bool
+	// Camera makes frames as large and as frequent as those of a camera: the pictures are the same, with bytes behind
+	// them that no decoder looks at.
+	Camera bool
 }
 
 // Sent counts what one peer sent.
@@ -40,6 +43,7 @@ type Sent struct {
 	Retransmitted                     uint64
 	KeyFrameRequests                  uint64 // PLI and FIR received
 	Feedback                          uint64 // transport-wide feedback packets received
+	Estimate                          int    // bit/s, of the way to the bridge; 0 when nobody estimates
 }
 
 // sender is the outgoing half, guarded by Peer.mu.
@@ -47,6 +51,8 @@ type sender struct {
 	audio  *audioTrack
 	videos []*videoTrack
 	level  uint8
+	adapt  *adaptation // nil: everything is sent at once
+	fine   bool        // something needs a finer tick than audio
 	twcc   uint16
 	stats  Sent
 	packet []byte // scratch
@@ -77,6 +83,7 @@ type layer struct {
 	running  bool
 	wantKey  bool
 	position int // of the frame that was sent last
+	rate     int // bit/s, of a camera
 	loops    int
 	seq      uint16
 	rtxSeq   uint16
@@ -130,6 +137,7 @@ func (p *Peer) AddVideo(v Picture) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	t := &videoTrack{Picture: v, on: true, maxHeight: unlimited}
+	p.out.fine = p.out.fine || v.Camera
 	sizes := clip.Videos(v.Colour)
 	if sizes == nil {
 		sizes = clip.Videos(clip.Colours[0])
@@ -176,15 +184,22 @@ func (p *Peer) withVideo(name string, f func(*videoTrack)) {
 func (p *Peer) Sent() Sent {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.out.stats
+	s := p.out.stats
+	if a := p.out.adapt; a != nil {
+		s.Estimate = a.bwe.GetTargetBitrate()
+	}
+	return s
 }
 
 // pace sends media and feedback until ctx ends.
 func (p *Peer) pace(ctx context.Context) {
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
-	for {
-		p.step(time.Now())
+	for fine := false; ; {
+		if p.step(time.Now()) && !fine {
+			fine = true
+			ticker.Reset(fineTick)
+		}
 		select {
 		case <-ctx.Done():
 			return
@@ -193,9 +208,10 @@ func (p *Peer) pace(ctx context.Context) {
 	}
 }
 
-// step does everything that is due at now.
-func (p *Peer) step(now time.Time) {
+// step does everything that is due at now. It reports whether there is something to do every few milliseconds.
+func (p *Peer) step(now time.Time) (fine bool) {
 	p.mu.Lock()
+	fine = p.out.fine
 	if a := p.out.audio; a != nil && p.cfg.Media.Opus != 0 {
 		for n := due(&a.next, now, clip.AudioInterval); n > 0; n-- {
 			p.sendAudioLocked(a, now)
@@ -205,8 +221,17 @@ func (p *Peer) step(now time.Time) {
 		if p.cfg.Media.VP8 == 0 {
 			break
 		}
-		if due(&t.next, now, clip.FrameInterval) > 0 { // a camera does not catch up
+		interval := clip.FrameInterval
+		if t.Camera {
+			interval = cameraInterval
+		}
+		if due(&t.next, now, interval) > 0 { // a camera does not catch up
 			p.sendPictureLocked(t, now)
+		}
+	}
+	if a := p.out.adapt; a != nil {
+		for _, q := range a.due(now) {
+			p.sealLocked(&q.header, q.payload)
 		}
 	}
 	reports := p.senderReportsLocked(now)
@@ -214,6 +239,7 @@ func (p *Peer) step(now time.Time) {
 	for _, r := range append(reports, p.feedback(now)...) {
 		p.sendRTCP(r)
 	}
+	return fine
 }
 
 // due returns how many intervals have passed since next, and moves it on.
@@ -245,13 +271,35 @@ func (p *Peer) sendAudioLocked(a *audioTrack, now time.Time) {
 
 // sendPictureLocked sends one frame of every layer that is wanted.
 func (p *Peer) sendPictureLocked(t *videoTrack, now time.Time) {
+	if t.Camera {
+		p.rateLocked(t)
+	}
 	for i, l := range t.layers {
+		if t.Camera && l.rate == 0 {
+			l.running = false
+			continue
+		}
 		wanted := t.on && t.maxHeight != 0 && (i == 0 || t.maxHeight < 0 || l.clip.Height <= t.maxHeight)
 		if !wanted {
 			l.running = false
 			continue
 		}
 		p.sendFrameLocked(t, l, now)
+	}
+}
+
+// rateLocked gives the layers their bit rates.
+func (p *Peer) rateLocked(t *videoTrack) {
+	total := -1
+	if a := p.out.adapt; a != nil {
+		total = a.bwe.GetTargetBitrate()
+	}
+	on := make([]bool, len(t.layers))
+	for i, l := range t.layers {
+		on[i] = l.running
+	}
+	for i, rate := range cameraRate(total, on) {
+		t.layers[i].rate = rate
 	}
 }
 
@@ -277,8 +325,16 @@ func (p *Peer) sendFrameLocked(t *videoTrack, l *layer, now time.Time) {
 	p.out.stats.Frames++
 	ts := l.tsBase + uint32(now.Sub(l.started)*90/time.Millisecond)
 	frame := l.clip.Frames[next]
+	if t.Camera {
+		if more := cameraSize(l.rate, temporal, next == 0) - len(frame); more > 0 {
+			frame = append(frame[:len(frame):len(frame)], make([]byte, more)...)
+		}
+	}
 	for offset := 0; offset < len(frame); {
 		end := min(offset+maxVideoPayload, len(frame))
+		if parts := (len(frame) - offset + maxVideoPayload - 1) / maxVideoPayload; t.Camera {
+			end = offset + (len(frame)-offset)/parts // in equal parts, as browsers do
+		}
 		l.seq++
 		s := &l.sent[int(l.seq)%history]
 		*s = sentPacket{seq: l.seq, ok: true, marker: end == len(frame), ts: ts, frame: frame[offset:end]}
@@ -313,6 +369,10 @@ func (p *Peer) sendVideoLocked(s *sentPacket, pt uint8, ssrc uint32, seq uint16,
 	payload = append(payload, s.vp8[:s.vp8n]...)
 	payload = append(payload, s.frame...)
 	p.out.desc = payload
+	if a := p.out.adapt; a != nil {
+		a.queue = append(a.queue, pacedPacket{h, append([]byte(nil), payload...)})
+		return
+	}
 	p.sealLocked(&h, payload)
 }
 
@@ -337,7 +397,16 @@ func (p *Peer) sealLocked(h *rtp.Header, payload []byte) {
 	if id := p.cfg.Media.TransportCC; id != 0 {
 		p.out.twcc++
 		p.extendLocked(h, id, []byte{byte(p.out.twcc >> 8), byte(p.out.twcc)})
+		if a := p.out.adapt; a != nil {
+			a.send(h, payload, id, p.writeLocked)
+			return
+		}
 	}
+	p.writeLocked(h, payload)
+}
+
+// writeLocked encrypts and sends a packet.
+func (p *Peer) writeLocked(h *rtp.Header, payload []byte) {
 	size := h.MarshalSize()
 	clear := append(p.out.packet[:0], make([]byte, size)...)
 	if _, err := h.MarshalTo(clear); err != nil {
