@@ -8,11 +8,13 @@ import (
 	"net/netip"
 	"runtime"
 	"runtime/debug"
+	"runtime/pprof"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"plenum/bridge/ice"
 	"plenum/bridge/packet"
 	"plenum/bridge/transport"
 	"plenum/bridge/udp"
@@ -41,6 +43,17 @@ const (
 	wantedBuffer = 10_000_000
 	// publishEvery is how often a core's counters are made visible.
 	publishEvery = time.Second
+	// nap is the shortest wait that counts as one: before it nothing was left to be read.
+	nap = 20 * time.Microsecond
+)
+
+// What a core does, for profiles: go tool pprof -tagfocus doing=send. Sealing is part of projecting, and told apart by its
+// functions: labels for each packet would cost as much as they show.
+var (
+	receiving  = pprof.WithLabels(context.Background(), pprof.Labels("doing", "receive"))
+	projecting = pprof.WithLabels(context.Background(), pprof.Labels("doing", "project"))
+	sending    = pprof.WithLabels(context.Background(), pprof.Labels("doing", "send"))
+	ticking    = pprof.WithLabels(context.Background(), pprof.Labels("doing", "tick"))
 )
 
 // mediaConfig says where the media side listens and what it runs on.
@@ -59,6 +72,9 @@ type mediaConfig struct {
 	// OnPanic is told, on the core's goroutine, that a conference has panicked and was detached; nil when it is not known
 	// which. Its peers are closed already.
 	OnPanic func(cf room, v any)
+	// OnDelay, if set, is told on the core's goroutine how long packets of a batch may have taken at most from their
+	// arrival at the socket to the last that was sent on; it must not block.
+	OnDelay func(d time.Duration)
 }
 
 // media is the packet side of a bridge: sockets, cores, routes.
@@ -275,6 +291,7 @@ type coreCounters struct {
 	Contested     uint64 // claims to an address that is another peer's
 	Panics        uint64
 	Wakeups       uint64
+	Busy          time.Duration // not asleep
 	Out           udp.Counters
 	Peers, Rooms  int
 }
@@ -338,6 +355,7 @@ type core struct {
 	now       time.Time
 	yielded   time.Time // to the scheduler
 	aside     aside
+	looked    time.Time // no packet that is read now has come before
 	received  time.Time // the last batch
 	reader    *udp.Reader
 	sender    *udp.Sender
@@ -445,13 +463,19 @@ func (c *core) send(path packet.Path, b []byte) {
 // run is the core's goroutine.
 func (c *core) run() error {
 	defer c.end()
-	c.next, c.nextStats, c.yielded = time.Now(), time.Now(), time.Now()
+	defer pprof.SetGoroutineLabels(context.Background())
+	done := time.Now()
+	c.now, c.next, c.nextStats, c.yielded = done, done, done, done
 	for !c.stop.Load() {
-		ready, err := c.poller.Wait(c.patience())
+		c.Busy += done.Sub(c.now)
+		ready, err := c.poller.Wait(c.patience(done))
 		if err != nil {
 			return fmt.Errorf("media core %d: %w", c.index, err)
 		}
-		c.now = time.Now()
+		c.looked, c.now = c.now, time.Now()
+		if c.now.Sub(done) > nap {
+			c.looked = c.now
+		}
 		c.Wakeups++
 		if c.now.Sub(c.yielded) >= yieldEvery {
 			c.yielded = c.now
@@ -471,6 +495,7 @@ func (c *core) run() error {
 		if !c.now.Before(c.nextStats) {
 			c.publish()
 		}
+		done = time.Now()
 	}
 	return nil
 }
@@ -495,8 +520,8 @@ func (c *core) publish() {
 	c.published.Store(&s)
 }
 
-// patience is how long the core may sleep.
-func (c *core) patience() time.Duration {
+// patience is how long the core may sleep from now on.
+func (c *core) patience(now time.Time) time.Duration {
 	if c.more || !c.mail.empty() {
 		c.more = false
 		return 0
@@ -508,7 +533,7 @@ func (c *core) patience() time.Duration {
 	if c.aside.on {
 		most = reportsEvery
 	}
-	return min(most, max(0, time.Until(c.next)))
+	return min(most, max(0, c.next.Sub(now)))
 }
 
 func (c *core) letters() {
@@ -601,11 +626,14 @@ func (c *core) readSocket(s *udp.Socket, at int) {
 		c.Batches++
 		c.Received += uint64(n)
 		c.batch.Arrival, c.received = c.now, c.now
+		pprof.SetGoroutineLabels(receiving)
 		for at := 0; at < n; {
 			at = c.deliver(at)
 		}
 		c.lastPeer = nil
-		c.settle()
+		if c.settle() && c.m.cfg.OnDelay != nil {
+			c.m.cfg.OnDelay(time.Since(c.looked))
+		}
 		if n < packet.BatchSize {
 			return
 		}
@@ -647,7 +675,7 @@ func (c *core) route(b *packet.Buf) *peer {
 	if b.Data[0] < 4 { // STUN (RFC 7983 §7)
 		p := c.m.routes.stun(b.Data)
 		if p == nil {
-			c.UnknownSTUN++
+			c.alive(b)
 			return nil
 		}
 		if c.m.routes.path(b.Path) != p && !c.limiter.allow(b.Path, c.now) {
@@ -666,6 +694,17 @@ func (c *core) route(b *packet.Buf) *peer {
 	}
 	c.lastPath, c.lastPeer = b.Path, p
 	return p
+}
+
+// alive answers who asks whether there is anybody, as shards do, and counts STUN for peers that are not here.
+func (c *core) alive(b *packet.Buf) {
+	if c.limiter.allow(b.Path, c.now) {
+		if answer, ok := ice.AppendAlive(c.out.Reserve(ice.AliveBytes), b.Data, b.Path.Remote); ok {
+			c.out.Commit(b.Path, answer)
+			return
+		}
+	}
+	c.UnknownSTUN++
 }
 
 // handOver copies b into the ring of p's core. A full ring drops the newest: that core is late already.
@@ -730,8 +769,11 @@ func (c *core) touch(h *hosted, now time.Time) {
 	}
 }
 
-// settle ends a batch: the conferences that it touched fan out, and the outbox is sent.
-func (c *core) settle() {
+// settle ends a batch: the conferences that it touched fan out, and the outbox is sent. It reports whether there was
+// anything to fan out.
+func (c *core) settle() (fanned bool) {
+	fanned = len(c.touched) > 0
+	pprof.SetGoroutineLabels(projecting)
 	for len(c.touched) > 0 {
 		last := len(c.touched) - 1
 		h := c.touched[last]
@@ -745,6 +787,7 @@ func (c *core) settle() {
 		}
 	}
 	c.flush()
+	return fanned
 }
 
 func (c *core) flushRoom(h *hosted) {
@@ -758,6 +801,7 @@ func (c *core) flushRoom(h *hosted) {
 
 func (c *core) flush() {
 	if c.out.Len() > 0 {
+		pprof.SetGoroutineLabels(sending)
 		c.sender.Flush(&c.out, c.sockets)
 	}
 }
@@ -774,6 +818,7 @@ func (c *core) timers() {
 	if c.next.After(due) {
 		return
 	}
+	pprof.SetGoroutineLabels(ticking)
 	c.next = c.now.Add(idleSleep)
 	for _, h := range c.rooms {
 		if !h.due.After(due) {

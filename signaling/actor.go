@@ -193,7 +193,9 @@ func (a *actor) toFocus(now time.Time, iq *xmpp.Element) {
 	switch {
 	case err != nil:
 	case a.fleet && !iq.IsRequest():
-		a.hall.bridgeAnswer(iq.Attr("id"), iq)
+		if !a.pong(now, from, iq) {
+			a.hall.bridgeAnswer(iq.Attr("id"), iq)
+		}
 	case a.conf != nil && iq.IsRequest() && from.Resource() != "":
 		a.events = append(a.events, focus.Stanza{From: from.Resource(), IQ: iq})
 	case a.conf != nil && !iq.IsRequest():
@@ -269,10 +271,14 @@ func (a *actor) tell(e focus.Event) {
 	a.box.control(func(time.Time) { a.events = append(a.events, e) })
 }
 
-// bridgeEvent keeps the fleet: bridges say in presence how they are, and are lost when they leave.
+// bridgeEvent keeps the fleet: bridges say in presence how they are, and that they leave.
 func (a *actor) bridgeEvent(now time.Time, e muc.Event) {
 	bridge, err := a.jid.WithResource(e.Nick)
 	if err != nil {
+		return
+	}
+	if e.Kind == muc.Left && e.Silent {
+		a.bridgeAway(now, e.Nick)
 		return
 	}
 	if e.Kind == muc.Left {
@@ -287,6 +293,7 @@ func (a *actor) bridgeEvent(now time.Time, e muc.Event) {
 	if err != nil {
 		return // no bridge, or one that has just come and says nothing yet
 	}
+	a.bridgeBack(e.Nick)
 	if a.hall.cfg.Fleet.Observe(now, bridge, stats) {
 		a.log.Info("bridge changed", "bridge", e.Nick, "region", stats.Value("region"), "version", stats.Value("version"),
 			"shutting_down", stats.Value("shutting_down"), "healthy", stats.Value("healthy"))

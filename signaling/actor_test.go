@@ -378,6 +378,11 @@ func TestHallBridges(t *testing.T) {
 			}
 			l.gone(jvb)
 			synctest.Wait()
+			if known := l.h.cfg.Fleet.Bridges(time.Now()); len(known) != 1 || !known[0].Failed {
+				t.Fatalf("fleet after the bridge's connection broke: %+v", known)
+			}
+			time.Sleep(6 * time.Second)
+			synctest.Wait()
 			if known := l.h.cfg.Fleet.Bridges(time.Now()); len(known) != 0 {
 				t.Fatalf("fleet after the bridge has gone: %+v", known)
 			}
@@ -471,7 +476,7 @@ func TestHallCall(t *testing.T) {
 			if asked[first] != 2 || asked[1-first] != 0 {
 				t.Fatalf("endpoints asked of the bridges: %v", asked)
 			}
-			l.gone(bridges[first])
+			l.leave(bridges[first], brewery)
 			synctest.Wait()
 			for _, g := range people {
 				if n := offers(t, g); n != 1 {

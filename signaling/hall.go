@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
+	"net/netip"
 	"strconv"
 	"strings"
 	"sync"
@@ -47,6 +49,11 @@ type hallConfig struct {
 	// such session or it takes nothing any more.
 	Deliver func(to jid.JID, f *xmpp.Frame) bool
 
+	// End closes the session of a JID, if there is one. It does not block. nil: nothing ends.
+	End func(jid.JID)
+	// Dial connects to the media address of a bridge, in UDP. nil: bridges are not asked for signs of life there.
+	Dial func(netip.AddrPort) (net.Conn, error)
+
 	Owner    rooms.Owner  // who may open a room; default rooms.Memory
 	Fleet    *fleet.Fleet // default an empty one
 	Focus    focus.Config // for every conference; Room, Self, MeetingID and Fleet are filled in
@@ -72,6 +79,7 @@ type hall struct {
 	self       muc.Sender
 	brewery    jid.JID
 	revivals   revivals
+	pulse      *pulse
 	quit       chan struct{} // closed when all rooms have to end
 	wg         sync.WaitGroup
 
@@ -137,6 +145,7 @@ func newHall(cfg hallConfig) *hall {
 		emptied:   make(chan struct{}),
 	}
 	h.brewery = jid.MustParse(bridgeBrewery + "@" + h.internal)
+	h.pulse = newPulse(h)
 	cfg.Metrics.hall.Store(h)
 	return h
 }
@@ -151,6 +160,7 @@ func hashedNames() func(jid.JID) string {
 
 // Run keeps the rooms until ctx is cancelled, then ends them all and returns nil.
 func (h *hall) Run(ctx context.Context) error {
+	h.wg.Go(func() { h.pulse.run(h.quit) })
 	<-ctx.Done()
 	h.mu.Lock()
 	h.stopped = true

@@ -62,6 +62,9 @@ func (r *router) Opened(s *session.Session) {
 
 // Resumed has nothing to do, as the rooms never knew; but a revived session has no room.
 func (r *router) Resumed(s *session.Session) {
+	if s.Account() != "" {
+		r.hall.resumed(s.JID())
+	}
 	if !s.Revived() {
 		return
 	}
@@ -71,6 +74,13 @@ func (r *router) Resumed(s *session.Session) {
 	}
 	if room, err := jid.New(name, r.names.tenant(s.Prefix()), ""); err == nil {
 		r.hall.revive(s, room)
+	}
+}
+
+// end closes the session of an address.
+func (r *router) end(who jid.JID) {
+	if s := r.sessions.Session(who); s != nil {
+		s.Close("")
 	}
 }
 

@@ -160,12 +160,13 @@ func New(cfg Config) (*Server, error) {
 
 	sc := cfg.Sessions
 	sc.Domain, sc.AccountDomains = cfg.Domain, []string{n.auth, n.hidden}
+	sc.Away = func(x *session.Session) { s.hall.away(x.JID()) }
 	sc.Accounts, sc.Handler, sc.TLS, sc.Edges, sc.Log = accounts, s.router, cfg.TLS, cfg.Edges, cfg.Log
 	s.sessions = session.New(sc)
 
 	hc := hallConfig{
 		Domain: cfg.Domain, Deliver: s.sessions.Deliver, Owner: cfg.Owner, Focus: cfg.Focus, Room: cfg.Room,
-		Stock: stock, Log: cfg.Log, Metrics: newMetrics(cfg.Metrics),
+		Stock: stock, Log: cfg.Log, Metrics: newMetrics(cfg.Metrics), End: s.router.end, Dial: dialMedia,
 	}
 	if len(cfg.Services) > 0 {
 		if hc.Room.Services, err = json.Marshal(cfg.Services); err != nil {

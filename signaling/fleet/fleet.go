@@ -112,6 +112,7 @@ type Fleet struct {
 
 type entry struct {
 	Bridge
+	vitals
 	reported       float64 // stress in the last presence
 	perParticipant float64
 	ill            int // presences in a row that said unhealthy
@@ -124,7 +125,7 @@ type entry struct {
 func New() *Fleet { return &Fleet{bridges: map[jid.JID]*entry{}} }
 
 // Observe takes the stats of a bridge's presence in the brewery. It reports whether the bridge became usable
-// or stopped being so, either of which conferences have to be told.
+// or stopped being so, either of which conferences have to be told. A bridge that is away is not observed: see Back.
 func (f *Fleet) Observe(now time.Time, bridge jid.JID, stats colibri.Stats) (changed bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -60,7 +60,7 @@ func (e *entry) at(now time.Time) Bridge {
 	b := e.Bridge
 	b.Stress = e.reported + each*float64(len(e.placed))
 	b.Draining = b.Draining || e.ill > 0
-	b.Failed = e.ill >= illForGood || now.Before(e.failedUntil)
+	b.Failed = e.ill >= illForGood || now.Before(e.failedUntil) || !e.away.IsZero()
 	b.Graceful = b.Graceful || e.gracefulSaid
 	return b
 }

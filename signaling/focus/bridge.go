@@ -1,6 +1,7 @@
 package focus
 
 import (
+	"net/netip"
 	"slices"
 	"time"
 
@@ -104,6 +105,7 @@ func (c *Conference) allocated(now time.Time, p *participant, s *session, iq *xm
 	if modified.Sources != nil {
 		s.bridge.feedback = feedbackSources(*modified.Sources)
 	}
+	c.cfg.Fleet.Serves(s.bridge.jid, addresses(*modified.Endpoints[i].Transport.ICE))
 	port := 0
 	if t := modified.Endpoints[i].Transport; t.SCTP != nil && p.features.sctp {
 		port = t.SCTP.Port
@@ -121,6 +123,18 @@ func (c *Conference) allocated(now time.Time, p *participant, s *session, iq *xm
 			c.release(p)
 		}
 	})
+}
+
+// addresses are those of a bridge's own candidates.
+func addresses(t jingle.Transport) []netip.AddrPort {
+	var all []netip.AddrPort
+	for _, k := range t.Candidates {
+		ip, err := netip.ParseAddr(k.IP)
+		if err == nil && k.Protocol == "udp" && k.Type != "relay" && 0 < k.Port && k.Port <= 65535 {
+			all = append(all, netip.AddrPortFrom(ip.Unmap(), uint16(k.Port)))
+		}
+	}
+	return all
 }
 
 // feedbackSources turns the bridge's sources into the ones that clients get on their sending media lines.
@@ -213,6 +227,20 @@ func (c *Conference) bridgeLost(now time.Time, lost jid.JID) {
 	for _, b := range slices.Clone(c.bridges) {
 		if b.jid == lost {
 			c.abandon(b, false)
+		}
+	}
+}
+
+// bridgeBack tells a bridge again what it may not have heard. One that was started anew answers that it knows
+// nothing of the conference, or of somebody, and those are invited anew.
+func (c *Conference) bridgeBack(back jid.JID) {
+	for _, p := range c.participants {
+		switch s := p.session; {
+		case s == nil || s.bridge.jid != back:
+		case s.state == allocating:
+			c.release(p)
+		case s.state == active:
+			c.update(p, colibri.Endpoint{Sources: bridgeSources(s.sources)}, nil)
 		}
 	}
 }

@@ -132,6 +132,8 @@ func (c *Conference) Step(now time.Time, ev Event) []Action {
 		c.answer(now, ev.ID, ev.IQ)
 	case BridgeLost:
 		c.bridgeLost(now, ev.Bridge)
+	case BridgeBack:
+		c.bridgeBack(ev.Bridge)
 	case BridgesChanged: // somebody may be waiting for one
 		for _, b := range slices.Clone(c.bridges) {
 			if c.cfg.Fleet.Leave(now, b.jid) {

@@ -8,6 +8,7 @@ package focus
 
 import (
 	"io"
+	"net/netip"
 	"time"
 
 	"plenum/signaling/fleet"
@@ -81,6 +82,10 @@ type Fleet interface {
 	Leave(now time.Time, bridge jid.JID) bool
 	// Failed keeps a bridge out of the choice for a while; graceful means that it refused because it is shutting down.
 	Failed(now time.Time, bridge jid.JID, graceful bool)
+	// Serves notes at which addresses clients are told to reach a bridge.
+	Serves(bridge jid.JID, at []netip.AddrPort)
+	// Trouble notes that a client has lost its connection to a bridge.
+	Trouble(now time.Time, bridge jid.JID)
 }
 
 // Caps remembers the features behind a caps hash that was verified (XEP-0115).
@@ -128,8 +133,10 @@ type (
 		ID RequestID
 		IQ *xmpp.Element
 	}
-	// BridgeLost: a bridge left the brewery or was found dead. No BridgeAnswer needs to follow for its requests.
+	// BridgeLost: a bridge said that it leaves or was found dead. No BridgeAnswer needs to follow for its requests.
 	BridgeLost struct{ Bridge jid.JID }
+	// BridgeBack: a bridge can be asked again that could not for a while. What it was asked meanwhile may be lost.
+	BridgeBack struct{ Bridge jid.JID }
 	// BridgesChanged: a bridge appeared, became usable again, or is no longer to be used.
 	BridgesChanged struct{}
 	// TimerFired: a timer set by SetTimer ran out.
@@ -144,6 +151,7 @@ func (Stanza) event()         {}
 func (Answer) event()         {}
 func (BridgeAnswer) event()   {}
 func (BridgeLost) event()     {}
+func (BridgeBack) event()     {}
 func (BridgesChanged) event() {}
 func (TimerFired) event()     {}
 

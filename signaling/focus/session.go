@@ -209,6 +209,7 @@ func (c *Conference) mayRestart(now time.Time, s *session, b *jingle.BridgeSessi
 	if b.ID != s.bridge.id {
 		return &xmpp.StanzaError{Condition: xmpp.ItemNotFound, Text: "invalid bridge session id"}
 	}
+	c.cfg.Fleet.Trouble(now, s.bridge.jid)
 	if !l.allow(now, c.cfg.RestartEvery, c.cfg.RestartBurst) {
 		return &xmpp.StanzaError{Condition: xmpp.ResourceConstraint, Text: "rate-limited"}
 	}

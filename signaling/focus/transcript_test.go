@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"flag"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -125,6 +126,9 @@ func (f *bridgesFake) Select(_ time.Time, r fleet.Request) (fleet.Choice, bool) 
 func (f *bridgesFake) Leave(_ time.Time, b jid.JID) bool { return b == f.closing && len(f.all) > 0 }
 
 func (f *bridgesFake) Failed(_ time.Time, b jid.JID, _ bool) { f.remove(b) }
+
+func (f *bridgesFake) Serves(jid.JID, []netip.AddrPort) {}
+func (f *bridgesFake) Trouble(time.Time, jid.JID)       {}
 
 func (f *bridgesFake) remove(b jid.JID) {
 	f.all = slices.DeleteFunc(f.all, func(c fleet.Choice) bool { return c.Bridge == b })
@@ -336,6 +340,8 @@ func (w *world) do(verb string, args []string) []string {
 		w.bridges.remove(brewery(arg(0)))
 		w.asked = slices.DeleteFunc(w.asked, func(r BridgeRequest) bool { return r.Bridge == brewery(arg(0)) })
 		return w.step(BridgeLost{brewery(arg(0))})
+	case "back":
+		return w.step(BridgeBack{brewery(arg(0))})
 	case "appears":
 		w.bridges.all = append(w.bridges.all, fleet.Choice{Bridge: brewery(arg(0)), Region: value("region", "")})
 		return w.step(BridgesChanged{})

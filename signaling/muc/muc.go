@@ -165,6 +165,7 @@ type Event struct {
 	Role     Role
 	Presence *xmpp.Element // the last presence as everybody sees it, of Entered and Changed; read only
 	Reason   string
+	Silent   bool              // of Left: the session is gone, or another has taken its place; nobody said so
 	Metadata meet.RoomMetadata // all of it; read only
 }
 
@@ -284,6 +285,15 @@ func (r *Room) Address(nick string) (jid.JID, bool) {
 		return jid.JID{}, false
 	}
 	return o.JID, true
+}
+
+// Nick returns the nick of a real JID.
+func (r *Room) Nick(who jid.JID) (string, bool) {
+	o := r.jids[who]
+	if o == nil {
+		return "", false
+	}
+	return o.nick, true
 }
 
 // Snapshot is the state of a room for people who look for a fault. It holds no secrets.

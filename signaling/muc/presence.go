@@ -306,6 +306,7 @@ func (r *Room) remove(o *occupant, d departure) {
 		reason = d.st.Child("", "status").Text()
 	}
 	r.emit(Left, o, reason)
+	r.out.Events[len(r.out.Events)-1].Silent = d.st == nil && d.actor == nil
 }
 
 // actorFor names who did it; everybody but the one it was done to also gets the real JID.

@@ -327,6 +327,9 @@ func (s *Session) own(c *conn) {
 			defer t.Stop()
 			late = t.C
 			s.log("session hibernates", "err", err)
+			if srv := s.srv; srv.cfg.Away != nil && s.id.Account != "" {
+				srv.cfg.Away(s)
+			}
 		}
 		select {
 		case <-late:

@@ -53,6 +53,8 @@ type Config struct {
 	Accounts *auth.Accounts
 	// Handler gets the stanzas.
 	Handler Handler
+	// Away, if set, is told of the session of an account that has lost its socket and waits for its client to come back.
+	Away func(*Session)
 	// TLS is offered to TCP peers as STARTTLS, and demanded of those that are not on loopback. nil: none.
 	TLS *tls.Config
 	// Edges are the addresses whose X-Forwarded-For and X-Proxy-Region are believed.
