@@ -63,6 +63,9 @@ type Config struct {
 	// Cores is how many goroutines carry media; 0 is one for each CPU.
 	Cores int
 	// NoSCTP turns data channels off; the bridge channel is a WebSocket then.
+	// Uplink is what this bridge may send, in bit/s as the network counts them; 0 is no limit. Nothing enforces it: a bridge
+	// near its limit tells focuses that it is full.
+	Uplink uint64
 	NoSCTP bool
 	// Draining begins with the drain flag set: focuses prefer other bridges.
 	Draining bool
@@ -169,7 +172,7 @@ func (c *Config) validate() error {
 
 // mediaConfig translates what concerns media.
 func (b *Bridge) mediaConfig() (mediaConfig, error) {
-	m := mediaConfig{Loopback: b.cfg.Loopback, Cores: b.cfg.Cores, Log: b.log, OnPanic: b.control.crashed}
+	m := mediaConfig{Loopback: b.cfg.Loopback, Cores: b.cfg.Cores, Log: b.log, OnPanic: b.control.crashed, OnDelay: func(d time.Duration) { b.metrics.delay.Observe(d.Seconds()) }}
 	host, port, err := net.SplitHostPort(b.cfg.Media)
 	if err != nil {
 		return m, fmt.Errorf("%w: media address %q: use ADDR:PORT", ErrConfig, b.cfg.Media)

@@ -803,6 +803,7 @@ func (c *core) flush() {
 	if c.out.Len() > 0 {
 		pprof.SetGoroutineLabels(sending)
 		c.sender.Flush(&c.out, c.sockets)
+		pprof.SetGoroutineLabels(projecting)
 	}
 }
 

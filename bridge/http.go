@@ -176,7 +176,7 @@ func (b *Bridge) debug(which string) map[string]any {
 	return map[string]any{
 		"shutdown_state": state, "drain": drain, "time": b.cfg.Now().UnixMilli(),
 		"relay_id": b.cfg.RelayID, "version": b.cfg.Version,
-		"load_management": map[string]any{"stress": b.metrics.last().Stress},
+		"load_management": map[string]any{"stress": b.metrics.last().Stress.most(), "parts": b.metrics.last().Stress},
 		"health":          health, "conferences": conferences,
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"os"
 	"runtime"
 	"strconv"
 	"sync"
@@ -21,8 +20,6 @@ import (
 )
 
 const (
-	// stressThreshold is the share of the machine's CPU at which a bridge counts as full.
-	stressThreshold = 0.9
 	// participantStress is what one more participant is said to cost; focuses add it for joins that the
 	// last measurement has not seen.
 	participantStress = 0.01
@@ -30,7 +27,6 @@ const (
 	// maxSize is the last bucket of conferences by size, as there.
 	maxSize = 20
 
-	loadInterval = 5 * time.Second
 	// A core that is so far behind what was posted to it makes the bridge unhealthy.
 	coreTimeout = 5 * time.Second
 )
@@ -46,6 +42,7 @@ type metrics struct {
 	b        *Bridge
 	registry *prometheus.Registry
 	extra    prometheus.Registerer // may be nil
+	delay    prometheus.Histogram
 	started  time.Time
 
 	conferencesCreated, conferencesCompleted, conferenceSeconds                             atomic.Int64
@@ -75,7 +72,8 @@ type snapshot struct {
 	ReceiveOnly                                                  int
 	BitrateIn, BitrateOut, PacketRateIn, PacketRateOut           float64 // per second
 	LossIn                                                       float64 // of the last second, 0 to 1
-	Stress, Steal                                                float64
+	Stress                                                       stress
+	Steal                                                        float64
 	ShardsConfigured, ShardsConnected, Joined                    int
 	Sizes                                                        map[float64]uint64 // cumulative: conferences of up to so many
 	Media                                                        mediaStats
@@ -83,6 +81,11 @@ type snapshot struct {
 
 func newMetrics(b *Bridge) *metrics {
 	m := &metrics{b: b, registry: prometheus.NewRegistry(), started: b.cfg.Now()}
+	m.delay = prometheus.NewHistogram(prometheus.HistogramOpts{
+		Name:                        "plenum_bridge_forwarding_delay_seconds",
+		Help:                        "Longest time that a packet of a batch may have taken from its arrival at the socket to the last send of the batch.",
+		NativeHistogramBucketFactor: 1.2, NativeHistogramMaxBucketNumber: 100,
+	})
 	m.snapshot.Store(&snapshot{})
 	m.registry.MustRegister(m, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
@@ -163,7 +166,7 @@ func (m *metrics) publish(now time.Time) {
 	}
 	m.mu.Lock()
 	addCounters(&s.Stats, &m.ended)
-	s.Stress, s.Steal = m.load.measure(now)
+	s.Stress, s.Steal = m.load.measure(now, s.Media, m.b.cfg.Uplink)
 	m.mu.Unlock()
 	for _, l := range m.b.control.conferences() {
 		s.Conferences++
@@ -290,7 +293,10 @@ var unmeasured = []string{
 
 // published is the list of all numbers.
 var published = []metric{
-	gauge("stress_level", "jitsi_jvb_stress", "Current stress (0 to 1).", func(_ *metrics, s *snapshot) float64 { return s.Stress }),
+	gauge("stress_level", "jitsi_jvb_stress", "Current stress (0 to 1).", func(_ *metrics, s *snapshot) float64 { return s.Stress.most() }),
+	gauge("", "plenum_bridge_stress_machine", "Stress by the processors of the machine.", func(_ *metrics, s *snapshot) float64 { return s.Stress.Machine }),
+	gauge("", "plenum_bridge_stress_core", "Stress by packets: by how busy the busiest core is with them.", func(_ *metrics, s *snapshot) float64 { return s.Stress.Core }),
+	gauge("", "plenum_bridge_stress_uplink", "Stress by the configured uplink.", func(_ *metrics, s *snapshot) float64 { return s.Stress.Uplink }),
 	gauge("average_participant_stress", "", "", func(*metrics, *snapshot) float64 { return participantStress }),
 	gauge("", "jitsi_jvb_cpu_steal", "CPU steal fraction (from 0 to 1).", func(_ *metrics, s *snapshot) float64 { return s.Steal }),
 	gauge("threads", "jitsi_jvb_thread_count", "Number of goroutines.", func(*metrics, *snapshot) int { return runtime.NumGoroutine() }),
@@ -428,10 +434,12 @@ func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
 		}
 	}
 	ch <- bySize
+	m.delay.Describe(ch)
 }
 
 // Collect implements prometheus.Collector.
 func (m *metrics) Collect(ch chan<- prometheus.Metric) {
+	m.delay.Collect(ch)
 	s := m.last()
 	for i, p := range published {
 		if descs[i] == nil {
@@ -509,56 +517,4 @@ func (s stats) MarshalJSON() ([]byte, error) {
 	}
 	b.WriteByte('}')
 	return b.Bytes(), nil
-}
-
-// load is the machine's, from /proc/stat. Where there is none, stress stays 0.
-type load struct {
-	measured           time.Time
-	total, idle, steal uint64
-	stress, stolen     float64
-}
-
-// measure returns stress and the stolen share, of the last loadInterval.
-func (l *load) measure(now time.Time) (stress, steal float64) {
-	if now.Sub(l.measured) < loadInterval {
-		return l.stress, l.stolen
-	}
-	data, err := os.ReadFile("/proc/stat")
-	if err != nil {
-		return 0, 0
-	}
-	total, idle, stolen, ok := parseStat(data)
-	if !ok {
-		return 0, 0
-	}
-	if dt := total - l.total; !l.measured.IsZero() && total > l.total {
-		l.stress = (1 - float64(idle-min(l.idle, idle))/float64(dt)) / stressThreshold
-		l.stolen = float64(stolen-min(l.steal, stolen)) / float64(dt)
-	}
-	l.measured, l.total, l.idle, l.steal = now, total, idle, stolen
-	return l.stress, l.stolen
-}
-
-// parseStat reads the first line of /proc/stat, in ticks: user nice system idle iowait irq softirq steal.
-// Waiting for a disk is idle; stolen time is not ours to use and counts as busy.
-func parseStat(data []byte) (total, idle, steal uint64, ok bool) {
-	line, _, _ := bytes.Cut(data, []byte("\n"))
-	fields := bytes.Fields(line)
-	if len(fields) < 9 || string(fields[0]) != "cpu" {
-		return 0, 0, 0, false
-	}
-	for i, f := range fields[1:9] {
-		n, err := strconv.ParseUint(string(f), 10, 64)
-		if err != nil {
-			return 0, 0, 0, false
-		}
-		total += n
-		switch i {
-		case 3, 4:
-			idle += n
-		case 7:
-			steal = n
-		}
-	}
-	return total, idle, steal, true
 }
