@@ -1,5 +1,7 @@
 package transport
 
+import "slices"
+
 // windowBits is how far behind the newest a packet may be and still be told from a replay (RFC 3711 §3.3.2
 // asks for 64 at least).
 const windowBits = 1024
@@ -61,17 +63,21 @@ func (s *stream) take(index uint64) {
 	s.seen[index/64%uint64(len(s.seen))] |= 1 << (index % 64)
 }
 
-// streams are the streams of one direction by SSRC, at most limit; the one that was not used for longest
-// gives way.
+// streams are the streams of one direction by SSRC, at most limit; those that were not used for longest give way, a
+// quarter at a time. With remember their numbers stay: nothing that was used is fresh when they come back.
 type streams struct {
-	limit int
-	m     map[uint32]*stream
-	ssrc  uint32 // of last
-	last  *stream
-	clock uint64
+	limit    int
+	remember int // how many of those that gave way
+	m        map[uint32]*stream
+	past     map[uint32]uint64 // the highest index of those that gave way
+	ssrc     uint32            // of last
+	last     *stream
+	clock    uint64
 }
 
-func newStreams(limit int) streams { return streams{limit: limit, m: make(map[uint32]*stream)} }
+func newStreams(limit, remember int) streams {
+	return streams{limit: limit, remember: remember, m: make(map[uint32]*stream)}
+}
 
 // get returns the stream of ssrc, or nil.
 func (t *streams) get(ssrc uint32) *stream {
@@ -87,25 +93,47 @@ func (t *streams) get(ssrc uint32) *stream {
 	return t.last
 }
 
-func (t *streams) full() bool { return len(t.m) >= t.limit }
-
-// add makes the stream of an ssrc that get does not know.
+// add makes the stream of an ssrc that get does not know. It returns nil when it may not forget any other.
 func (t *streams) add(ssrc uint32) *stream {
-	if t.full() {
-		var oldest uint32
-		used := ^uint64(0)
-		for k, s := range t.m {
-			if s.used < used {
-				oldest, used = k, s.used
-			}
-		}
-		if t.last == t.m[oldest] {
-			t.last = nil
-		}
-		delete(t.m, oldest)
+	if len(t.m) >= t.limit && !t.makeRoom() {
+		return nil
 	}
 	s := &stream{used: t.clock}
+	if highest, ok := t.past[ssrc]; ok {
+		s.started, s.highest = true, highest
+		for i := range s.seen {
+			s.seen[i] = ^uint64(0)
+		}
+		delete(t.past, ssrc)
+	}
 	t.m[ssrc] = s
 	t.ssrc, t.last = ssrc, s
 	return s
+}
+
+// makeRoom takes away what was not used for longest.
+func (t *streams) makeRoom() bool {
+	n := max(1, t.limit/4)
+	if t.remember > 0 && len(t.past)+n > t.remember {
+		return false
+	}
+	used := make([]uint64, 0, len(t.m))
+	for _, s := range t.m {
+		used = append(used, s.used)
+	}
+	slices.Sort(used)
+	for ssrc, s := range t.m {
+		if s.used > used[n-1] {
+			continue
+		}
+		delete(t.m, ssrc)
+		if t.remember > 0 {
+			if t.past == nil {
+				t.past = make(map[uint32]uint64)
+			}
+			t.past[ssrc] = s.highest
+		}
+	}
+	t.last = nil
+	return true
 }

@@ -55,10 +55,13 @@ const (
 	indexBytes   = 4 // SRTCP's E flag and index
 )
 
-// maxReceived bounds the SSRCs that are remembered of one sender, maxSent those sealed towards one receiver.
+// maxReceived bounds the SSRCs that are remembered of one sender, maxSent those sealed towards one receiver with all that
+// is known of their numbers, and maxPast those of which only the highest number is known: in a room where people come
+// and go all day a receiver without SSRC rewriting is sent a few for each of them. They take up to 10 MB.
 const (
 	maxReceived = 1024
-	maxSent     = 8192
+	maxSent     = 2048
+	maxPast     = 1 << 18
 )
 
 // Labels of the key derivation (RFC 3711 §4.3.2); SRTCP's are 3 higher.
@@ -204,11 +207,11 @@ func NewSealer(p Profile, key, salt []byte) (*Sealer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Sealer{rtp: rtp, rtcp: rtcp, ssrcs: newStreams(maxSent)}, nil
+	return &Sealer{rtp: rtp, rtcp: rtcp, ssrcs: newStreams(maxSent, maxPast)}, nil
 }
 
 // RTP appends header and payload to dst as one SRTP packet. dst needs room for packet.MaxOverhead more
-// bytes than those, if it is not to be reallocated, and overlaps neither. It does not allocate.
+// bytes than those, if it is not to be reallocated, and overlaps neither. It does not allocate, but for the first packet of an SSRC.
 func (s *Sealer) RTP(dst, header, payload []byte) ([]byte, error) {
 	if len(header) < 12 {
 		return dst, ErrShort
@@ -217,11 +220,10 @@ func (s *Sealer) RTP(dst, header, payload []byte) ([]byte, error) {
 	seq := binary.BigEndian.Uint16(header[2:])
 	st := s.ssrcs.get(ssrc)
 	if st == nil {
-		if s.ssrcs.full() {
+		if st = s.ssrcs.add(ssrc); st == nil {
 			s.Reused++
 			return dst, ErrReplay
 		}
-		st = s.ssrcs.add(ssrc)
 	}
 	index := st.guess(seq)
 	if !st.fresh(index) {
@@ -281,7 +283,7 @@ func NewOpener(p Profile, key, salt []byte) (*Opener, error) {
 	if err != nil {
 		return nil, err
 	}
-	o := &Opener{rtp: rtp, rtcp: rtcp, ssrcs: newStreams(maxReceived), reports: newStreams(maxReceived), tagBytes: hmacTagBytes}
+	o := &Opener{rtp: rtp, rtcp: rtcp, ssrcs: newStreams(maxReceived, 0), reports: newStreams(maxReceived, 0), tagBytes: hmacTagBytes}
 	if p == AES128GCM {
 		o.tagBytes = gcmTagBytes
 	}

@@ -256,22 +256,61 @@ func TestStreamsBounded(t *testing.T) {
 	if n := len(o.ssrcs.m); n != 0 {
 		t.Errorf("%d streams of forged packets", n)
 	}
-	for ssrc := range uint32(maxSent + 10) {
+	for ssrc := range uint32(3 * maxReceived) {
 		b, err := s.RTP(nil, header(1, ssrc), []byte("x"))
-		if (err == nil) != (ssrc < maxSent) {
+		if err != nil {
 			t.Fatalf("ssrc %d: %v", ssrc, err)
 		}
-		if err == nil {
-			if _, err := o.RTP(b); err != nil {
-				t.Fatal(err)
-			}
+		if _, err := o.RTP(b); err != nil {
+			t.Fatal(err)
 		}
 	}
-	if n := len(o.ssrcs.m); n != maxReceived {
+	if n := len(o.ssrcs.m); n > maxReceived || n < maxReceived*3/4 {
 		t.Errorf("%d streams", n)
 	}
-	if o.ssrcs.m[maxSent-1] == nil || o.ssrcs.m[0] != nil {
+	if o.ssrcs.m[3*maxReceived-1] == nil || o.ssrcs.m[0] != nil {
 		t.Error("not the oldest gave way")
+	}
+}
+
+// A receiver that stays while ten thousand come and go is sent all of them and those who speak all the time, and no
+// number of anybody twice, however much was forgotten of it.
+func TestSealedOnceForGood(t *testing.T) {
+	s, _ := pair(t, AES128GCM)
+	seal := func(seq uint16, ssrc uint32) error {
+		_, err := s.RTP(nil, header(seq, ssrc), []byte("x"))
+		return err
+	}
+	const people, constant = 10_000, 1 << 30
+	for i := range uint32(people) {
+		for kind := range uint32(4) {
+			if err := seal(100, 4*i+kind); err != nil {
+				t.Fatalf("number %d, source %d: %v", i, kind, err)
+			}
+		}
+		if err := seal(uint16(i), constant); err != nil {
+			t.Fatalf("who is there all the time, packet %d: %v", i, err)
+		}
+	}
+	if n := len(s.ssrcs.m); n > maxSent {
+		t.Errorf("%d streams", n)
+	}
+	for i := range uint32(4 * people) {
+		if err := seal(100, i); !errors.Is(err, ErrReplay) {
+			t.Fatalf("ssrc %d: its number was sealed again: %v", i, err)
+		}
+		if err := seal(101, i); err != nil {
+			t.Fatalf("ssrc %d is back, and refused: %v", i, err)
+		}
+	}
+	small := newStreams(4, 6)
+	for ssrc := range uint32(10) {
+		if small.get(ssrc) != nil || small.add(ssrc) == nil {
+			t.Fatalf("%d refused", ssrc)
+		}
+	}
+	if small.get(10) != nil || small.add(10) != nil {
+		t.Error("something was forgotten that may come back")
 	}
 }
 
