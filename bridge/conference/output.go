@@ -15,7 +15,7 @@ import (
 
 // maxOutputs bounds how many SSRCs are remembered for a receiver without rewriting, whose numbering must go on
 // when a source returns.
-const maxOutputs = 4096
+const maxOutputs = 2048
 
 // An output is one stream to one receiver: an SSRC of the bridge's choice on which sources follow one another,
 // or, without rewriting, the first SSRC of one source.
@@ -189,7 +189,7 @@ func (e *Endpoint) original(src *source, now time.Time) *output {
 	first := src.encodings[0]
 	o := e.outputs[first.SSRC]
 	if o == nil {
-		if len(e.outputs) >= maxOutputs {
+		if len(e.outputs) >= maxOutputs && !e.forgetOutputs() {
 			return nil
 		}
 		o = e.newOutput(src.kind, first.SSRC, first.RTX)
@@ -199,6 +199,21 @@ func (e *Endpoint) original(src *source, now time.Time) *output {
 	}
 	o.bind(src, now)
 	return o
+}
+
+// forgetOutputs makes room for new sources by forgetting old ones. It reports whether there is some.
+func (e *Endpoint) forgetOutputs() bool {
+	var idle []*output
+	for _, o := range e.outputs {
+		if o.source == nil {
+			idle = append(idle, o)
+		}
+	}
+	slices.SortFunc(idle, func(a, b *output) int { return a.used.Compare(b.used) })
+	for _, o := range idle[:min(len(idle), maxOutputs/4)] {
+		delete(e.outputs, o.ssrc)
+	}
+	return len(idle) > 0
 }
 
 // send offers one packet to the output's projection and sends it when it passes.
