@@ -7,7 +7,9 @@ need = command -v $(1) >/dev/null 2>&1 || { echo "installing $(2), which provide
 # instead of being left out.
 needs = $(call need,chromium,chromium); $(call need,ip,iproute2); $(call need,nft,nftables)
 TESTFLAGS ?= -shuffle=on -timeout 20m
-test check: export PLENUM_NETLAB = 1
+# The real servers that tests run against; tools/build keeps them in the user's cache. Nomad has some C in it.
+servers = $(call need,gcc,gcc libc6-dev); for s in consul vault nomad; do tools/build $$s >/dev/null || exit 1; done
+test check chaos: export PLENUM_NETLAB = 1
 
 .PHONY: help build run test check lint generate bench chaos clean
 
@@ -21,12 +23,12 @@ run: build ## start a call server on this machine and print a room link
 	./plenum dev
 
 test: ## every test, those with a real browser included
-	@$(needs)
+	@$(needs); $(servers)
 	$(GO) test $(TESTFLAGS) $$($(GO) list ./... | grep -v /overlay)
 	$(GO) test -p 1 -parallel 1 $(TESTFLAGS) ./overlay/... # they count each lost packet: alone on the machine
 
 check: lint ## the whole gate: format, vet, staticcheck, govulncheck, and every test with the race detector
-	@$(needs); $(call need,gcc,gcc libc6-dev)
+	@$(needs); $(servers)
 	CGO_ENABLED=1 $(GO) test -race $(TESTFLAGS) ./...
 
 lint: ## format, vet, staticcheck, known vulnerabilities, types of the web client
