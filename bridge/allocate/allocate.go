@@ -25,6 +25,7 @@ type Source struct {
 	Owner   string
 	Desktop bool // camera otherwise
 	Enabled bool // false: its owner says that it sends nothing
+	Current int  // 1 + Index of the layer that the receiver gets now; 0 nothing
 	Layers  []Layer
 }
 
@@ -42,14 +43,29 @@ type Result struct {
 	Layer     int        // Index of the chosen layer; -1: nothing
 	Effective Constraint // what its sender is asked for on behalf of this receiver
 	Wanted    bool       // Effective allows something, whether or not the budget does
+	Bitrate   int64      // of the chosen layer
+	Ideal     int64      // of the best one that Effective allows
 }
 
 // scratch is the working memory of Allocate.
 type scratch struct {
 	order  []int // into sources
 	states []state
-	layers []Layer // candidates of all sources, one after the other
+	layers []candidate // of all sources, one after the other
 }
+
+// A candidate is a layer that may be chosen, for what it is counted as: what the receiver has is a little cheaper, what
+// would be more a little dearer, so that the choice does not go back and forth with every change of a bitrate.
+type candidate struct {
+	Layer
+	cost int64
+}
+
+// Shares of a bitrate, in percent, that a layer costs.
+const (
+	keep  = 95
+	climb = 110
+)
 
 // state is one source while layers are chosen.
 type state struct {
@@ -84,6 +100,9 @@ func Allocate(dst []Result, s *Settings, sources []Source, bandwidth int64) []Re
 
 	// Infinite bandwidth must survive the additions below.
 	remaining := min(bandwidth, math.MaxInt64/2)
+	for i := range w.states { // all are seen before one is seen better
+		remaining -= w.show(&w.states[i], remaining, i == 0)
+	}
 	for changed := true; changed; {
 		changed = false
 		for i := range w.states {
@@ -92,7 +111,7 @@ func Allocate(dst []Result, s *Settings, sources []Source, bandwidth int64) []Re
 			remaining -= w.improve(st, remaining, i == 0)
 			changed = changed || st.target != before
 			if st.onStage && st.target < st.preferred {
-				break // nobody after it gets anything until it has its preferred size
+				break // nobody after it is improved until it has its preferred size
 			}
 		}
 	}
@@ -101,7 +120,10 @@ func Allocate(dst []Result, s *Settings, sources []Source, bandwidth int64) []Re
 		st := &w.states[i]
 		r := Result{Name: sources[st.source].Name, Layer: -1, Effective: st.effective, Wanted: st.effective.MaxHeight != 0}
 		if st.target >= 0 {
-			r.Layer = w.layers[st.first+st.target].Index
+			r.Layer, r.Bitrate = w.layers[st.first+st.target].Index, w.layers[st.first+st.target].Bitrate
+		}
+		for _, l := range w.layers[st.first:st.end] {
+			r.Ideal = max(r.Ideal, l.Bitrate)
 		}
 		dst = append(dst, r)
 	}
@@ -150,8 +172,19 @@ func (w *scratch) candidates(st *state, src *Source) {
 	if st.first == st.end && len(src.Layers) > 0 && st.effective.MaxFrameRate > 0 {
 		// The limit on the frame rate leaves nothing: the lowest layer is the closest to it.
 		i := slices.IndexFunc(src.Layers, func(l Layer) bool { return inactive || l.Bitrate > 0 })
-		w.layers = append(w.layers, src.Layers[i])
+		w.layers = append(w.layers, candidate{src.Layers[i], src.Layers[i].Bitrate})
 		st.end, st.preferred = len(w.layers), 0
+	}
+	if src.Current == 0 {
+		return
+	}
+	for i := range w.layers[st.first:st.end] {
+		l := &w.layers[st.first+i]
+		if l.Index < src.Current {
+			l.cost = l.Bitrate * keep / 100
+		} else {
+			l.cost = l.Bitrate * climb / 100
+		}
 	}
 }
 
@@ -167,7 +200,7 @@ func (w *scratch) camera(st *state, src *Source, usable func(Layer) bool) {
 	for _, l := range src.Layers {
 		fits := l.Height <= st.effective.height() && (l.FPS <= 0 || l.FPS >= fps)
 		if usable(l) && (l.Height < height || fits || l.Height == lowest) {
-			w.layers = append(w.layers, l)
+			w.layers = append(w.layers, candidate{l, l.Bitrate})
 			if l.Height <= max(height, lowest) {
 				st.preferred = len(w.layers) - 1 - st.first
 			}
@@ -185,7 +218,7 @@ func (w *scratch) desktop(st *state, src *Source, usable func(Layer) bool) {
 	bound := max(lowest, st.effective.height())
 	for _, l := range src.Layers {
 		if usable(l) && l.Height <= bound {
-			w.layers = append(w.layers, l)
+			w.layers = append(w.layers, candidate{l, l.Bitrate})
 		}
 	}
 	if !st.onStage {
@@ -204,6 +237,23 @@ func (w *scratch) desktop(st *state, src *Source, usable func(Layer) bool) {
 	}
 }
 
+// show gives st its lowest layer, and returns what that costs. The first source on stage may exceed the budget a little.
+func (w *scratch) show(st *state, remaining int64, first bool) int64 {
+	layers := w.layers[st.first:st.end]
+	if len(layers) == 0 {
+		return 0
+	}
+	if cost := layers[0].cost; cost <= remaining || first && st.onStage && cost <= remaining+remaining/4 {
+		st.target = 0
+		return cost
+	}
+	if first && st.oversend >= 0 && layers[st.oversend].cost < remaining+oversend {
+		st.target = st.oversend
+		return layers[st.target].cost
+	}
+	return 0
+}
+
 // improve moves st up as far as one round allows, and returns what that costs in bits per second.
 func (w *scratch) improve(st *state, remaining int64, first bool) int64 {
 	layers := w.layers[st.first:st.end]
@@ -212,28 +262,28 @@ func (w *scratch) improve(st *state, remaining int64, first bool) int64 {
 	}
 	own := int64(0)
 	if st.target >= 0 {
-		own = layers[st.target].Bitrate
+		own = layers[st.target].cost
 	}
-	if st.target < 0 && st.onStage && st.preferred >= 0 {
-		for i := 0; i <= st.preferred && layers[i].Bitrate <= remaining; i++ {
+	if st.onStage && st.target < st.preferred {
+		for i := st.target + 1; i <= st.preferred && layers[i].cost <= remaining+own; i++ {
 			st.target = i
 		}
-	} else if next := st.target + 1; next < len(layers) && layers[next].Bitrate < remaining+own {
+	} else if next := st.target + 1; next < len(layers) && layers[next].cost < remaining+own {
 		st.target = next
 	}
 	if st.target >= 0 {
 		// A higher layer that costs no more is better at once.
 		for i := len(layers) - 1; i > st.target; i-- {
-			if layers[i].Bitrate <= layers[st.target].Bitrate {
+			if layers[i].cost <= layers[st.target].cost {
 				st.target = i
 			}
 		}
 	}
-	if first && st.oversend > st.target && layers[st.oversend].Bitrate < remaining+own+oversend {
+	if first && st.oversend > st.target && layers[st.oversend].cost < remaining+own+oversend {
 		st.target = st.oversend
 	}
 	if st.target < 0 {
 		return 0
 	}
-	return layers[st.target].Bitrate - own
+	return layers[st.target].cost - own
 }

@@ -83,6 +83,9 @@ type Conference struct {
 
 	fed []*Endpoint // that are due transport-wide feedback
 
+	paced    []*Endpoint // that have something to be sent in a few milliseconds
+	rebudget []*Endpoint // whose way carries more or less than when their layers were chosen
+
 	speech   speaker.Detector[EndpointID]
 	dominant EndpointID
 	spoken   []*Endpoint // all endpoints in speech order; nil when it has to be made anew
@@ -93,6 +96,7 @@ type Conference struct {
 	allocatedAt time.Time
 
 	lastMedia   time.Time
+	nextTick    time.Time
 	nextReports time.Time
 	nextSpeaker time.Time
 	nextPoll    time.Time

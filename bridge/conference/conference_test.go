@@ -341,7 +341,7 @@ func TestSilence(t *testing.T) {
 		if first.Timestamp() != o.Timestamp() || !bytes.Equal(first.Payload, o.Payload) {
 			t.Fatal("the first packet is not what was sent")
 		}
-		if !bytes.Equal(first.Extension(extLevel), []byte{0x80 | 30}) || first.Extension(extTCC) != nil || first.Extension(extMID) != nil {
+		if !bytes.Equal(first.Extension(extLevel), []byte{0x80 | 30}) || len(first.Extension(extTCC)) != 2 || first.Extension(extMID) != nil {
 			t.Fatalf("extensions %x", first.Header[12:])
 		}
 	}
@@ -595,17 +595,18 @@ func TestReportsAndFeedback(t *testing.T) {
 	if len(alice.rtcp) != 0 {
 		t.Errorf("%d messages without a packet", len(alice.rtcp))
 	}
-	// Towards the receiver: transport-wide numbers on video only, from 1.
-	next := uint16(0)
-	for _, g := range bob.rtp {
-		if b := g.r.Extension(extTCC); g.r.PT() == ptVP8 {
-			if next++; binary.BigEndian.Uint16(b) != next {
-				t.Fatalf("transport-wide number %x, want %d", b, next)
-			}
+	// Towards the receiver: transport-wide numbers on everything, from 1.
+	numbers := map[uint16]bool{}
+	for _, g := range append(bob.rtp, bob.padding...) {
+		if b := g.r.Extension(extTCC); len(b) == 2 {
+			numbers[binary.BigEndian.Uint16(b)] = true
 		}
 		if g.r.Extension(extTime) != nil {
 			t.Fatal("abs-send-time of the sender")
 		}
+	}
+	if n := len(bob.rtp) + len(bob.padding); len(numbers) != n || !numbers[1] || !numbers[uint16(n)] {
+		t.Errorf("%d transport-wide numbers on %d packets", len(numbers), n)
 	}
 }
 

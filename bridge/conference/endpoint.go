@@ -44,21 +44,21 @@ type Endpoint struct {
 	bytesIn    uint64
 
 	// what it gets
-	settings    allocate.Settings
-	audio       AudioSubscription
-	outputs     map[SSRC]*output // every SSRC that was ever sent to it, media only
-	slots       [2][]*output     // by Kind: those in use or to be used again
-	mids        [2]int           // by Kind: mids given out
-	gets        map[*source]*output
-	wants       map[*source]int   // effective max heights other than 0
-	forwarded   []string          // as last told
-	results     []allocate.Result // scratch of allocation
-	choices     []allocate.Source // likewise
-	transportCC uint16
-	rtxBudget   int
-	rtxFilled   time.Time
-	packetsOut  uint64
-	bytesOut    uint64
+	settings   allocate.Settings
+	audio      AudioSubscription
+	outputs    map[SSRC]*output // every SSRC that was ever sent to it, media only
+	slots      [2][]*output     // by Kind: those in use or to be used again
+	mids       [2]int           // by Kind: mids given out
+	gets       map[*source]*output
+	wants      map[*source]int   // effective max heights other than 0
+	forwarded  []string          // as last told
+	results    []allocate.Result // scratch of allocation
+	choices    []allocate.Source // likewise
+	down       downlink
+	rtxBudget  int
+	rtxFilled  time.Time
+	packetsOut uint64
+	bytesOut   uint64
 }
 
 // A format is one negotiated payload type.
@@ -374,6 +374,7 @@ func (e *Endpoint) tell(kind Kind, m []Mapping) {
 // Connected says that media can be sent: the keys are there.
 func (e *Endpoint) Connected(now time.Time) {
 	e.connected = true
+	e.down.begin(now)
 	e.freshen()
 	e.c.changed(now)
 }

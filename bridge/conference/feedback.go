@@ -28,10 +28,22 @@ func (e *Endpoint) ReceiveRTCP(b []byte, now time.Time) {
 				c.keyAsked(e.outputs[p.Media()], now)
 			case packet.FormatFIR:
 				p.FIRs(func(ssrc uint32) { c.keyAsked(e.outputs[ssrc], now) })
+			case packet.FormatREMB:
+				if bps, ok := p.REMB(); ok && e.down.est != nil {
+					e.down.est.REMB(bps, now)
+					e.rebudget(now)
+				}
 			}
 		case packet.TypeRTPF:
-			if p.Format == packet.FormatNACK {
+			switch p.Format {
+			case packet.FormatNACK:
 				e.answer(e.outputs[p.Media()], p.NACKs(), now)
+			case packet.FormatTransportCC:
+				if e.down.est == nil || !e.down.est.Feedback(p.Body, now) {
+					c.stats.BogusFeedback++
+					continue
+				}
+				e.rebudget(now)
 			}
 		}
 	}

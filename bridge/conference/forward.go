@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"plenum/bridge/codec"
+	"plenum/bridge/estimate"
 	"plenum/bridge/packet"
 	"plenum/bridge/project"
 )
@@ -59,7 +60,7 @@ func (e *Endpoint) receiveAudio(src *source, r *packet.RTP, now time.Time) {
 		return
 	}
 	enc.came, enc.active = now, true
-	enc.rates[0][0].Add(len(r.Data), now)
+	enc.rates[0][0].Add(len(r.Data)+estimate.Overhead, now)
 	level, known := codec.AudioLevel(r.Extension(e.ext.AudioLevel))
 	if known {
 		c.speech.Observe(e.id, level, now)
@@ -137,7 +138,7 @@ func (e *Endpoint) receiveVideo(s stream, r *packet.RTP, now time.Time) {
 	p := src.push(c)
 	*p = project.Packet{RTP: *r, Seq: seq, Encoding: s.encoding, Arrival: now, Capture: enc.stream.Capture(r.Timestamp())}
 	enc.reader.Read(f.codec, r.Payload, r.Extension(e.ext.DependencyDescriptor), r.Timestamp(), &p.Frame)
-	enc.rates[p.Frame.SID()][p.Frame.TID()].Add(len(r.Data), now)
+	enc.rates[p.Frame.SID()][p.Frame.TID()].Add(len(r.Data)+estimate.Overhead, now)
 	enc.history.Put(seq, r, now)
 	enc.came = now
 	spatial := enc.spatial
@@ -170,6 +171,7 @@ func (c *Conference) Flush(now time.Time) {
 	if c.stale || c.next > 0 {
 		c.reallocate(now)
 	}
+	c.follow(now)
 	for _, src := range c.pending {
 		if src.kind == Audio {
 			if src.stale {

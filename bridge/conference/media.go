@@ -1,5 +1,11 @@
 package conference
 
+import (
+	"time"
+
+	"plenum/bridge/estimate"
+)
+
 // Capabilities are what an endpoint announced when it joined.
 type Capabilities struct {
 	Rewriting bool // ssrc-rewriting: sources come on SSRCs of the bridge's choice, told by maps
@@ -74,8 +80,11 @@ type Stats struct {
 	NACKsIn, NACKsOut    uint64 // sequence numbers
 	PLIsIn, PLIsOut      uint64
 	SpeakerChanges       uint64
-	AudioSpeakers        int // endpoints that sent non-silent audio in the last second
-	VideoSenders         int // endpoints that sent video in the last second
+	BogusFeedback        uint64 // transport-wide feedback that was malformed or about what was never sent
+	Paced                uint64 // RTP packets that waited for their turn
+	Probing              uint64 // bytes of padding and repeats sent to probe
+	AudioSpeakers        int    // endpoints that sent non-silent audio in the last second
+	VideoSenders         int    // endpoints that sent video in the last second
 
 	Details []EndpointStats // one per endpoint, in order of joining; only from Snapshot
 }
@@ -88,6 +97,18 @@ type EndpointStats struct {
 	PacketsOut, BytesOut uint64
 	Sources              []SourceStats
 	Forwarded            []ForwardedStats
+
+	// The way to it. Bits per second; math.MaxInt64 while nothing is known.
+	Estimate estimate.Stats
+	Limit    int64 // what allocation divides among video
+	Taken    int64 // of it, by what is forwarded
+	Ideal    int64 // what all that is asked for would take
+	Beside   int64 // audio and retransmissions
+	// Waiting is what the pacer holds back, PaceDelay for how long at most.
+	Waiting      int // packets
+	WaitingBytes int
+	PaceDelay    time.Duration
+	Changes      uint64 // of the layers that it gets
 }
 
 // SourceStats is one source in a debug snapshot.
@@ -104,5 +125,10 @@ type ForwardedStats struct {
 	Source   string
 	SSRC     SSRC
 	Encoding int // -1 nothing
+	Target   int // the encoding that it shall get
+	Layer    int // of the target: spatial<<3 | temporal
+	Height   int // of the target
+	Bitrate  int64
+	Waiting  bool // for a key frame
 	Packets  uint64
 }

@@ -8,13 +8,14 @@ import (
 	"time"
 
 	"plenum/bridge/codec"
+	"plenum/bridge/estimate"
 	"plenum/bridge/packet"
 	"plenum/bridge/project"
 	"plenum/bridge/receive"
 )
 
 // maxOutputs bounds how many SSRCs are remembered for a receiver without rewriting, whose numbering must go on
-// when a source returns.
+// when a source returns. Beyond it those that are not in use give way, the oldest first.
 const maxOutputs = 2048
 
 // An output is one stream to one receiver: an SSRC of the bridge's choice on which sources follow one another,
@@ -229,7 +230,7 @@ func (o *output) send(p *project.Packet) {
 	h := packet.Header{
 		PT: p.RTP.PT(), Marker: p.RTP.Marker() || project.Ends(&p.Frame, out.Offsets), Seq: out.Seq, Timestamp: out.Timestamp, SSRC: o.ssrc,
 	}
-	header := o.header(h, &p.RTP, &p.Frame, out.Offsets)
+	header, tag := o.header(h, &p.RTP, &p.Frame, out.Offsets)
 	payload := p.RTP.Payload
 	if p.Padded {
 		header[0] |= 0x20
@@ -237,11 +238,11 @@ func (o *output) send(p *project.Packet) {
 	}
 	o.count(len(header), len(payload))
 	o.used = p.Arrival
-	o.e.leg.SendRTP(header, payload)
+	o.e.transmit(header, payload, tag, p.Arrival)
 }
 
-// header builds an outgoing header in the conference's scratch.
-func (o *output) header(h packet.Header, in *packet.RTP, f *codec.Frame, off project.Offsets) []byte {
+// header builds an outgoing header in the conference's scratch, and says where its transport-wide number goes.
+func (o *output) header(h packet.Header, in *packet.RTP, f *codec.Frame, off project.Offsets) ([]byte, tag) {
 	e := o.e
 	b := h.Append(e.c.scratch.header[:0])
 	var descriptor []byte
@@ -264,17 +265,17 @@ func (o *output) header(h packet.Header, in *packet.RTP, f *codec.Frame, off pro
 			copy(d, descriptor)
 			codec.RewriteDescriptor(d, off.Frame, off.Template)
 		}
-		if e.ext.TransportCC != 0 {
-			e.transportCC++
-			b = x.Add(b, e.ext.TransportCC, 2)
-			binary.BigEndian.PutUint16(b[len(b)-2:], e.transportCC)
-		}
+	}
+	t := tag{kind: estimate.Kind(o.kind)}
+	if id := e.ext.TransportCC; id != 0 && e.down.est != nil && (o.kind == Video || e.down.est.Mentions(estimate.Audio)) {
+		b = x.Add(b, id, 2)
+		t.at = uint16(len(b) - 2)
 	}
 	if o.mid != "" {
 		b = x.Add(b, e.ext.MID, len(o.mid))
 		copy(b[len(b)-len(o.mid):], o.mid)
 	}
-	return x.End(b, 0)
+	return x.End(b, 0), t
 }
 
 func (o *output) count(header, payload int) {
@@ -296,26 +297,54 @@ const (
 // resend answers a NACK of one output number (RFC 4588). Without an RTX format or SSRC nothing is sent: the same
 // number must not be sealed over other bytes, and the header extensions would differ.
 func (o *output) resend(seq uint16, now time.Time) {
-	e, src := o.e, o.source
-	if src == nil || o.rtx == 0 || e.rtxBudget <= 0 {
+	e := o.e
+	if o.source == nil || o.rtx == 0 || e.rtxBudget <= 0 {
 		return
 	}
-	stats := &e.c.stats
-	encoding, in, off, ok := o.stream.Source(seq)
-	if !ok {
-		stats.RetransmitMissed++
-		return
-	}
-	r, ok := src.encodings[encoding].history.Get(in)
-	if !ok {
-		stats.RetransmitMissed++
-		return
-	}
-	format := e.formats[r.PT()]
-	if format.rtx == 0 || len(r.Payload)+2 > len(e.c.scratch.payload) {
+	header, payload, tag := o.copyOf(seq)
+	if header == nil {
+		e.c.stats.RetransmitMissed++
 		return
 	}
 	e.rtxBudget--
+	e.c.stats.Retransmitted++
+	tag.repair = true
+	e.counted(header, payload)
+	e.transmit(header, payload, tag, now)
+}
+
+// again sends something of what went out lately once more, for a probe, and returns how long it is; 0 when there is
+// nothing.
+func (o *output) again(now time.Time) int {
+	if o.source == nil || o.rtx == 0 || o.packets == 0 || now.Sub(o.used) > time.Second {
+		return 0
+	}
+	o.e.down.repeat++
+	header, payload, tag := o.copyOf(o.stream.Newest() - o.e.down.repeat%16)
+	if header == nil {
+		return 0
+	}
+	tag.kind = estimate.Padding
+	o.e.counted(header, payload)
+	o.e.emit(header, payload, tag, now)
+	return len(header) + len(payload)
+}
+
+// copyOf makes the retransmission of one output number (RFC 4588), in the conference's scratch; nil when it cannot.
+func (o *output) copyOf(seq uint16) (header, payload []byte, t tag) {
+	e, src := o.e, o.source
+	encoding, in, off, ok := o.stream.Source(seq)
+	if !ok {
+		return nil, nil, t
+	}
+	r, ok := src.encodings[encoding].history.Get(in)
+	if !ok {
+		return nil, nil, t
+	}
+	format := e.formats[r.PT()]
+	if format.rtx == 0 || len(r.Payload)+2 > len(e.c.scratch.payload) {
+		return nil, nil, t
+	}
 	b := append(e.c.scratch.payload[:0], byte(seq>>8), byte(seq))
 	b = append(b, r.Payload...)
 	f := &e.c.scratch.frame
@@ -325,14 +354,17 @@ func (o *output) resend(seq uint16, now time.Time) {
 	h := packet.Header{
 		PT: format.rtx, Marker: r.Marker() || project.Ends(f, off), Seq: o.rtxSeq, Timestamp: r.Timestamp() + off.Timestamp, SSRC: o.rtx,
 	}
-	header := o.header(h, &r, f, off)
-	n := uint64(len(header) + len(b))
+	header, t = o.header(h, &r, f, off)
+	return header, b, t
+}
+
+// counted counts a packet to the endpoint that no stream of media counts.
+func (e *Endpoint) counted(header, payload []byte) {
+	n := uint64(len(header) + len(payload))
 	e.packetsOut++
 	e.bytesOut += n
-	stats.PacketsOut++
-	stats.BytesOut += n
-	stats.Retransmitted++
-	e.leg.SendRTP(header, b)
+	e.c.stats.PacketsOut++
+	e.c.stats.BytesOut += n
 }
 
 // report sends a sender report: the last one of the encoding that is forwarded, mapped and brought up to now.

@@ -123,7 +123,9 @@ type client struct {
 
 	plis int // answered
 	rtp  []got
-	rtcp [][]byte
+	// Probes before video; not among rtp.
+	padding []got
+	rtcp    [][]byte
 }
 
 type got struct {
@@ -135,6 +137,10 @@ func (c *client) SendRTP(header, payload []byte) {
 	r, err := packet.ParseRTP(append(slices.Clone(header), payload...))
 	if err != nil {
 		c.r.t.Fatalf("malformed: %x", header)
+	}
+	if r.SSRC() == c.r.c.cfg.VideoSSRC {
+		c.padding = append(c.padding, got{r, c.r.now})
+		return
 	}
 	c.rtp = append(c.rtp, got{r, c.r.now})
 }

@@ -49,12 +49,25 @@ func (c *Conference) Snapshot(now time.Time) Stats {
 			}
 			d.Sources = append(d.Sources, ss)
 		}
+		if w := &e.down; w.est != nil {
+			d.Estimate, d.Limit, d.Taken, d.Ideal, d.Beside = w.est.Stats(), w.limit, w.taken, w.ideal, w.beside.BPS(now)
+			d.Waiting, d.WaitingBytes = w.pace.Waiting()
+			d.PaceDelay, d.Changes = w.pace.Delay(), w.changes
+		}
 		for _, o := range e.outputs {
-			if o.source != nil {
-				d.Forwarded = append(d.Forwarded, ForwardedStats{
-					Source: o.name, SSRC: o.ssrc, Encoding: o.stream.Current(), Packets: uint64(o.packets),
-				})
+			if o.source == nil {
+				continue
 			}
+			f := ForwardedStats{
+				Source: o.name, SSRC: o.ssrc, Encoding: o.stream.Current(), Packets: uint64(o.packets), Waiting: o.stream.Waiting(),
+			}
+			f.Target, f.Layer = o.stream.Target()
+			for _, l := range o.source.layers {
+				if l.Index == e.layer(o.source) {
+					f.Height, f.Bitrate = l.Height, l.Bitrate
+				}
+			}
+			d.Forwarded = append(d.Forwarded, f)
 		}
 		s.Details = append(s.Details, d)
 	}

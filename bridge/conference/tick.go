@@ -16,8 +16,33 @@ const (
 
 // Tick does what is due by time alone and returns when it wants to be called again.
 func (c *Conference) Tick(now time.Time) (next time.Time) {
+	if len(c.paced) > 0 {
+		c.paceAll(now)
+		if len(c.paced) > 0 {
+			defer func() { next = earlier(next, now.Add(paceTick)) }()
+		}
+		if now.Before(c.nextTick) && !c.stale {
+			return c.nextTick
+		}
+	}
+	c.nextTick = c.tick(now)
+	return c.nextTick
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// tick does all but pacing.
+func (c *Conference) tick(now time.Time) (next time.Time) {
 	for _, e := range c.order {
 		c.sendFeedback(e, now)
+		if e.down.est != nil {
+			e.tickDownlink(now)
+		}
 		for _, src := range e.sources {
 			if src.kind == Audio {
 				c.tickAudio(src, now)
@@ -45,6 +70,7 @@ func (c *Conference) Tick(now time.Time) (next time.Time) {
 	if c.stale || c.next > 0 || !now.Before(c.nextAll) {
 		c.reallocate(now)
 	}
+	c.follow(now)
 	if c.stale || c.next > 0 || now.Sub(c.lastMedia) < busyAfter {
 		return now.Add(busyTick)
 	}

@@ -123,7 +123,23 @@ func (e *Endpoint) allocate(all []allocate.Source, now time.Time) {
 		}
 	}
 	e.choices = mine
-	e.results = allocate.Allocate(e.results[:0], &e.settings, mine, math.MaxInt64)
+	d := &e.down
+	limit := int64(math.MaxInt64)
+	if d.est != nil && d.est.Known() {
+		limit = d.limit
+	}
+	for i := range mine {
+		mine[i].Current = 1 + e.layer(c.sources[mine[i].Name])
+	}
+	e.results = allocate.Allocate(e.results[:0], &e.settings, mine, limit)
+	d.used, d.taken, d.ideal = limit, 0, 0
+	for _, r := range e.results {
+		d.taken += r.Bitrate
+		d.ideal += r.Ideal
+	}
+	if d.est != nil {
+		d.est.Want(d.ideal + d.ideal/8 + d.beside.BPS(now))
+	}
 	c.round++
 	for _, r := range e.results {
 		if r.Wanted {
@@ -165,8 +181,14 @@ func (e *Endpoint) allocate(all []allocate.Source, now time.Time) {
 			layer |= project.AllLayers
 		}
 		waited := o.stream.Waiting()
-		before, _ := o.stream.Target()
+		before, was := o.stream.Target()
+		if before != encoding || was != layer {
+			d.changes++
+		}
 		o.stream.SetTarget(encoding, layer)
+		if o.stream.Waiting() && d.est != nil && d.est.Congested() && o.tooMuch(r.Bitrate) {
+			o.stream.Drop()
+		}
 		if o.stream.Waiting() && (!waited || before != encoding) && !src.keyInBatch(encoding) {
 			src.keys.Ask()
 		}
@@ -194,6 +216,37 @@ func (e *Endpoint) allocate(all []allocate.Source, now time.Time) {
 			c.cfg.Events.ForwardedSources(e.id, e.forwarded)
 		}
 	}
+}
+
+// layer is what the endpoint is to get of a source as things are, -1 nothing; as in choices.
+func (e *Endpoint) layer(src *source) int {
+	o := e.gets[src]
+	if o == nil {
+		return -1
+	}
+	encoding, layer := o.stream.Target()
+	if encoding < 0 {
+		return -1
+	}
+	if layer&7 == project.AllLayers {
+		layer = layer&^7 | src.encodings[encoding].top
+	}
+	return encoding<<6 | layer
+}
+
+// tooMuch reports whether the least that can go out until the target's key frame comes is more than the target.
+func (o *output) tooMuch(bps int64) bool {
+	current := o.stream.Current()
+	target, _ := o.stream.Target()
+	if current <= target {
+		return false
+	}
+	for _, l := range o.source.layers {
+		if l.Index>>6 == current {
+			return l.Bitrate > bps+bps/4 // the first is the lowest
+		}
+	}
+	return false
 }
 
 // keyInBatch reports whether a key frame of that encoding waits for the next fan-out.

@@ -131,6 +131,19 @@ func (p RTCP) FIRs(f func(ssrc uint32)) {
 	}
 }
 
+// REMB reads a receiver's estimate in bits per second (draft-alvestrand-rmcat-remb-03 §2.2).
+func (p RTCP) REMB() (bps uint64, ok bool) {
+	if p.Type != TypePSF || p.Format != FormatREMB || len(p.Body) < 16 || string(p.Body[8:12]) != "REMB" {
+		return 0, false
+	}
+	word := p.word(12)
+	exponent, mantissa := word>>18&0x3f, uint64(word&0x3ffff)
+	if exponent > 64-18 {
+		return 1<<64 - 1, true
+	}
+	return mantissa << exponent, true
+}
+
 // AppendPLI appends a picture loss indication.
 func AppendPLI(dst []byte, sender, media uint32) []byte {
 	dst = append(dst, 0x80|FormatPLI, TypePSF, 0, 2)

@@ -127,6 +127,9 @@ func (s *Stream) Waiting() bool {
 	return wanted > sid || wanted < sid && !s.nested
 }
 
+// Drop gives up what is being forwarded, at once: nothing goes out until a key frame of the target.
+func (s *Stream) Drop() { s.pause() }
+
 // Takeover says that another source follows on the same output stream.
 func (s *Stream) Takeover() {
 	s.pause()
@@ -479,6 +482,9 @@ func (s *Stream) Source(seq uint16) (encoding int, in int64, o Offsets, ok bool)
 	}
 	return 0, 0, o, false
 }
+
+// Newest is the highest output number so far.
+func (s *Stream) Newest() uint16 { return uint16(s.highestOut()) }
 
 func (s *Stream) highestOut() int64 {
 	if s.current == 0 {

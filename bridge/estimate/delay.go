@@ -1,0 +1,158 @@
+package estimate
+
+import "math"
+
+const (
+	groupSpan = 5_000      // µs: what is sent within is one group
+	baseSpan  = 10_000_000 // µs over which the shortest way is looked for, and half of that before
+	trendSize = 20         // groups
+
+	smoothing = 0.9
+	gain      = 4.0
+	overFor   = 10_000 // µs of overuse before it counts
+
+	minThreshold, maxThreshold = 6.0, 600.0 // ms
+	thresholdUp, thresholdDown = 0.0087, 0.039
+
+	// smallQueue is a queue that is not worth a reaction, in µs: timers and radio make as much.
+	smallQueue = 25_000
+	// standing is a queue that is always too long, in µs, if it stays for standingFor.
+	standing    = 100_000
+	standingFor = 300_000
+)
+
+// delay finds the queue on the path: by how much packets take longer than they did at best, and whether that grows. A
+// group of packets is judged by its fastest one, so that a large picture is not mistaken for a queue.
+type delay struct {
+	base, before micros // the shortest way in this span and in the last one
+	baseFrom     micros // when this span began
+	known        bool
+
+	sent, arrived micros // of the group that is being collected: its first packet
+	best          micros // the shortest way of it
+	open          bool
+
+	queue micros // of the last group
+
+	trend     trend
+	threshold float64 // ms
+	updated   micros  // when the threshold was
+	overSince micros
+	longSince micros // since when the queue is a standing one
+	last      float64
+
+	over bool // the queue grows, or stands
+}
+
+// add takes the packet that was sent at one time of ours and arrived at one of the receiver's.
+func (d *delay) add(sent, arrival micros) {
+	way := arrival - sent
+	if d.open && sent-d.sent < groupSpan && sent >= d.sent {
+		d.best = min(d.best, way)
+		return
+	}
+	d.flush()
+	d.open, d.sent, d.arrived, d.best = true, sent, arrival, way
+}
+
+// flush ends the group that is being collected.
+func (d *delay) flush() {
+	if !d.open {
+		return
+	}
+	d.open = false
+	d.rebase()
+	d.queue = d.best - min(d.base, d.before)
+	d.detect()
+}
+
+// rebase keeps the shortest way of the last ten to twenty seconds: clocks drift and routes change.
+func (d *delay) rebase() {
+	switch {
+	case !d.known || d.best-d.base > 60_000_000 || d.base-d.best > 60_000_000:
+		*d = delay{known: true, base: d.best, before: d.best, baseFrom: d.sent, threshold: 12.5, best: d.best, sent: d.sent, arrived: d.arrived}
+	case d.sent-d.baseFrom > baseSpan:
+		d.before, d.base, d.baseFrom = d.base, d.best, d.sent
+	default:
+		d.base = min(d.base, d.best)
+	}
+}
+
+// detect looks whether the queue grows (as in draft-ietf-rmcat-gcc §5.4) and is long enough to matter.
+func (d *delay) detect() {
+	slope, n := d.trend.add(float64(d.sent)/1000, float64(d.queue)/1000)
+	m := slope * float64(min(n, 60)) * gain
+	d.adapt(m)
+	switch {
+	case n < trendSize/2 || m <= d.threshold || slope < d.last-0.01:
+		if m <= d.threshold {
+			d.overSince = 0
+		}
+		d.over = false
+	case d.overSince == 0:
+		d.overSince = d.sent
+	case d.sent-d.overSince >= overFor && d.queue > smallQueue:
+		d.over = true
+	}
+	d.last = slope
+	// One that does not shrink though it is long is our fault as well.
+	switch {
+	case d.queue < standing || slope < -0.05:
+		d.longSince = 0
+	case d.longSince == 0:
+		d.longSince = d.sent
+	case d.sent-d.longSince >= standingFor:
+		d.over = true
+	}
+}
+
+// adapt moves the threshold after the noise, so that a path with much jitter is not called congested.
+func (d *delay) adapt(m float64) {
+	if d.updated == 0 {
+		d.updated = d.sent
+	}
+	a := math.Abs(m)
+	if a < d.threshold+15 {
+		k := thresholdDown
+		if a > d.threshold {
+			k = thresholdUp
+		}
+		ms := float64(min(d.sent-d.updated, 100_000)) / 1000
+		d.threshold = min(max(d.threshold+k*(a-d.threshold)*ms, minThreshold), maxThreshold)
+	}
+	d.updated = d.sent
+}
+
+// trend is a line through the last groups, smoothed.
+type trend struct {
+	x, y     [trendSize]float64 // ms
+	n        int
+	smoothed float64
+}
+
+// add takes a point and returns the slope of the line and how many points there were. Both times are in ms.
+func (t *trend) add(x, y float64) (slope float64, n int) {
+	if t.n == 0 {
+		t.smoothed = y
+	}
+	t.smoothed = smoothing*t.smoothed + (1-smoothing)*y
+	t.x[t.n%trendSize], t.y[t.n%trendSize] = x, t.smoothed
+	t.n++
+	k := min(t.n, trendSize)
+	var mx, my float64
+	for i := range k {
+		mx += t.x[i]
+		my += t.y[i]
+	}
+	mx, my = mx/float64(k), my/float64(k)
+	var num, den float64
+	for i := range k {
+		dx := t.x[i] - mx
+		num += dx * (t.y[i] - my)
+		den += dx * dx
+	}
+	if den == 0 {
+		return 0, t.n
+	}
+	return num / den, t.n
+}

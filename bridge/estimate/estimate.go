@@ -1,0 +1,269 @@
+// Package estimate is how much one receiver's path can carry, in bits per second, found out from what the receiver says
+// of when our packets arrived (transport-wide feedback) or of its own estimate (REMB). It is pure: packets sent, feedback
+// bytes and times go in, a bitrate and how much padding to send come out. It has no clock and no goroutine; the core that
+// owns the receiver owns its Estimator.
+//
+//	        ┌─ queue: how much later than at best ─► grows: cut to what arrives, then let it drain
+//	arrivals┼─ rate that arrives
+//	        ├─ loss ─► more than usual: try less; did the loss go away? else it is the path's own
+//	        └─ probes ─► padding at a higher rate: did it arrive at that rate? then that is the estimate
+//
+// Unlike the estimators that it learned from it believes in congestion only where it sees a queue or where sending less
+// helps: loss at a constant delay, as on radio, costs no picture.
+package estimate
+
+import (
+	"math"
+	"time"
+)
+
+const (
+	// Min is the least that is ever assumed, in bits per second: sound.
+	Min = 60_000
+	// Max bounds what is believed.
+	Max = 50_000_000
+	// Overhead is what a clear RTP packet grows by on its way: SRTP's tag, UDP and IP.
+	Overhead = 16 + 8 + 20
+
+	initial  = 1_000_000
+	backoff  = 0.85 // of what arrives, while a queue builds up
+	growth   = 0.08 // per second
+	headroom = 1.5  // the most that an estimate may exceed what arrives, unless a probe has shown it
+
+	silentAfter = 3 * time.Second // without feedback to what was sent an estimate is nothing any more
+)
+
+// Unlimited is the estimate while nothing is known.
+const Unlimited = math.MaxInt64
+
+// micros is a time in microseconds since the estimator began.
+type micros = int64
+
+// A Kind tells the packets apart that some receivers leave out of their feedback.
+type Kind uint8
+
+const (
+	Audio Kind = iota
+	Video
+	Padding // and whatever else is sent to probe
+)
+
+// Stats is the state of an estimate, for people.
+type Stats struct {
+	Bitrate  int64         // bits per second; Unlimited while nothing is known
+	Budget   int64         // what may be sent now
+	Arriving int64         // bits per second that arrived lately
+	Queue    time.Duration // how long packets wait on the path now
+	RTT      time.Duration // from sending to its feedback, the receiver's pause included
+	Loss     float64       // share of packets lately
+	OwnLoss  float64       // of it, what the path loses whatever is sent
+	Source   string        // "", "transport-cc" or "remb"
+	Cuts     uint64        // because of a queue
+	LossCuts uint64        // because of loss
+	Probes   uint64
+	Found    uint64 // probes that raised the estimate
+	Bogus    uint64 // feedback that was none, or was about what was never sent
+}
+
+// An Estimator belongs to one receiver. Make it with New.
+type Estimator struct {
+	start   time.Time
+	history history
+	bitrate float64
+	heard   bool // feedback came
+	at      micros
+	oldest  micros // when the first packet since the last feedback was sent; 0 none
+	rtt     micros
+	want    int64
+	deaf    [2]int // packets of a kind since the last that feedback mentioned as received
+
+	clock   arrivalClock
+	arrived rate
+	delay   delay
+	loss    loss
+	probes  probes
+
+	capacity   float64 // what arrived when a queue last built up
+	capacityAt micros
+	cutAt      micros
+	cutNext    int64 // packets from this one on were sent after the last cut
+	raised     micros
+
+	remb   int64
+	rembAt micros
+	stats  Stats
+}
+
+// New begins at now.
+func New(now time.Time) *Estimator {
+	e := &Estimator{start: now, bitrate: initial}
+	e.probes.begin()
+	return e
+}
+
+func (e *Estimator) micros(now time.Time) micros { return now.Sub(e.start).Microseconds() + 1 }
+
+// Sent notes a packet of n bytes of clear RTP and returns its transport-wide number. It does not allocate once the
+// history has grown.
+func (e *Estimator) Sent(n int, kind Kind, now time.Time) uint16 {
+	at := e.micros(now)
+	if e.oldest == 0 {
+		e.oldest = at
+	}
+	if kind < Padding {
+		e.deaf[kind]++
+	}
+	n += Overhead
+	e.probes.sent(e.history.next, n, at)
+	return e.history.add(n, kind, at)
+}
+
+// Mentions reports whether the receiver's feedback is to be expected to mention packets of a kind: some know the
+// transport-wide number in video only, and would seem to lose all audio.
+func (e *Estimator) Mentions(kind Kind) bool {
+	return kind >= Padding || e.deaf[kind] < deafAfter || e.deaf[1-kind] >= deafAfter
+}
+
+// deafAfter is how many packets of a kind in a row a receiver may leave unmentioned while it mentions others.
+const deafAfter = 500
+
+// Want says how much could be used, in bits per second: beyond it nothing is probed for.
+func (e *Estimator) Want(bps int64) { e.want = min(bps, Max) }
+
+// Known reports whether there is an estimate.
+func (e *Estimator) Known() bool { return e.heard || e.remb > 0 }
+
+// Bitrate is what the path carries, in bits per second, sound and everything else included; Unlimited while nothing is
+// known.
+func (e *Estimator) Bitrate() int64 {
+	switch {
+	case e.heard:
+		return int64(e.bitrate)
+	case e.remb > 0:
+		return e.remb
+	}
+	return Unlimited
+}
+
+// Budget is what may be sent now: Bitrate, and less while a queue that we made is draining.
+func (e *Estimator) Budget() int64 {
+	if !e.heard {
+		return e.Bitrate()
+	}
+	b := e.bitrate
+	if q := e.delay.queue - drainFrom; q > 0 && e.cutAt > 0 && e.at-e.cutAt < drainFor {
+		b *= max(1-float64(q)/drainIn, 0.2)
+	}
+	return int64(max(b, Min))
+}
+
+const (
+	drainFrom = 60_000    // µs of queue
+	drainIn   = 700_000.0 // µs
+	drainFor  = 5_000_000 // µs
+)
+
+// Congested reports whether a queue of ours is on the path now.
+func (e *Estimator) Congested() bool { return e.delay.over || e.Budget() < e.Bitrate() }
+
+// Loss is the share of packets that were lost lately, 0 to 1.
+func (e *Estimator) Loss() float64 { return e.loss.recent }
+
+// RTT is the time from sending to hearing of it, 0 while unknown.
+func (e *Estimator) RTT() time.Duration { return time.Duration(e.rtt) * time.Microsecond }
+
+// Stats describes the estimate.
+func (e *Estimator) Stats() Stats {
+	s := e.stats
+	s.Bitrate, s.Budget, s.Arriving = e.Bitrate(), e.Budget(), int64(e.arrived.over(400_000))
+	s.Queue = time.Duration(e.delay.queue) * time.Microsecond
+	s.RTT, s.Loss, s.OwnLoss = e.RTT(), e.loss.recent, e.loss.own
+	s.Probes, s.Found = e.probes.count, e.probes.found
+	switch {
+	case e.heard:
+		s.Source = "transport-cc"
+	case e.remb > 0:
+		s.Source = "remb"
+	}
+	return s
+}
+
+// REMB takes the receiver's own estimate (draft-alvestrand-rmcat-remb), in bits per second. It counts only while there
+// is no transport-wide feedback. Zero is as little as we believe.
+func (e *Estimator) REMB(bps uint64, now time.Time) {
+	e.remb, e.rembAt = int64(min(max(bps, Min), Max)), e.micros(now)
+}
+
+// Tick forgets an estimate of which nothing is heard any more.
+func (e *Estimator) Tick(now time.Time) {
+	at := e.micros(now)
+	if e.heard && e.oldest != 0 && at-e.oldest > silentAfter.Microseconds() {
+		// Nothing comes back: be careful, whatever it was.
+		e.bitrate = max(e.bitrate/2, Min)
+		e.oldest = at
+	}
+	if e.remb > 0 && at-e.rembAt > 30_000_000 {
+		e.remb = 0
+	}
+}
+
+// learned concludes from one feedback.
+func (e *Estimator) learned(at micros) {
+	elapsed := at - e.at
+	e.at = at
+	over := e.delay.over
+	if over && e.history.reported > e.cutNext {
+		e.cut(at)
+	}
+	e.judgeLoss(at)
+	e.judgeProbes(at)
+	if !over && e.cutAt+e.rtt < at {
+		e.grow(min(elapsed, 500_000))
+	}
+	e.bitrate = min(max(e.bitrate, Min), Max)
+}
+
+// cut goes below what arrives while a queue builds up.
+func (e *Estimator) cut(at micros) {
+	arriving := e.arrived.over(200_000)
+	if arriving == 0 {
+		return
+	}
+	to := backoff * arriving
+	if e.delay.queue < bigQueue {
+		to = max(to, e.bitrate/2) // it may be somebody else's
+	}
+	e.capacity, e.capacityAt = arriving, at
+	if to >= e.bitrate {
+		return
+	}
+	e.stats.Cuts++
+	if e.raised != 0 && at-e.raised < 5_000_000 {
+		e.probes.failed()
+	}
+	e.bitrate = to
+	e.cutAt, e.cutNext = at, e.history.next
+	e.loss.disturbed(at)
+	e.probes.cut(at)
+}
+
+const bigQueue = 120_000 // µs
+
+// grow raises the estimate a little when what is sent proves it.
+func (e *Estimator) grow(elapsed micros) {
+	arriving := e.arrived.over(400_000)
+	if elapsed <= 0 || arriving < 0.8*e.bitrate || e.delay.queue > holdQueue {
+		return
+	}
+	limit := max(e.bitrate, headroom*arriving)
+	dt := float64(elapsed) / 1e6
+	if e.capacity > 0 && e.at-e.capacityAt < 30_000_000 && e.bitrate > 0.8*e.capacity {
+		// Near where it went wrong: a packet for each time that its effect could be seen.
+		e.bitrate += 9600 * dt / (float64(max(e.rtt, 50_000)) / 1e6)
+	} else {
+		e.bitrate *= 1 + growth*dt
+	}
+	e.bitrate = min(e.bitrate, limit)
+}
+
+const holdQueue = 40_000 // µs

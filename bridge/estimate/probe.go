@@ -1,0 +1,167 @@
+package estimate
+
+import "time"
+
+const (
+	clusterSpan  = 20_000  // µs of padding at least
+	clusterBytes = 5_000   // that a cluster has at least
+	clusterMax   = 150_000 // µs that a slow one may take
+	clusterWait  = 2_000_000
+
+	probeEvery    = 3_000_000  // µs between attempts, doubled by failure
+	probeSometime = 8_000_000  // µs: the longest pause where probes find nothing
+	probeSeldom   = 24_000_000 // where they found what was not there
+	probeAfterCut = 1_500_000
+	maxProbe      = 20_000_000 // bits per second
+)
+
+// A cluster is a stretch of packets that are sent at a rate above the estimate, media and padding together.
+type cluster struct {
+	rate        float64 // bits per second
+	began, last micros
+	first, end  int64 // packets; end is 0 while it is being sent
+	bytes       int
+	goal        int
+
+	// what arrived
+	packets, got     int
+	size             int // of its first
+	arrived, arrival micros
+}
+
+// probes finds out whether more could be sent. At the beginning it tries two rates at once; later twice the estimate,
+// for as long as more is wanted than there is, less often when it fails, at once again when it succeeds.
+type probes struct {
+	now      cluster // being sent, if its rate is not 0
+	out      [2]cluster
+	rates    [2]float64 // the next ones
+	next     micros     // when another may begin
+	pause    micros
+	count    uint64
+	found    uint64
+	finished micros
+}
+
+func (p *probes) begin() {
+	p.rates = [2]float64{2_000_000, 4_000_000}
+	p.pause = probeEvery
+}
+
+func (p *probes) sent(n int64, size int, at micros) {
+	c := &p.now
+	if c.rate == 0 {
+		return
+	}
+	if c.first == 0 {
+		c.first, c.began = n, at
+	}
+	c.bytes += size
+	c.last = at
+	if c.bytes >= c.goal {
+		c.end = n + 1
+		p.out[1] = p.out[0]
+		p.out[0] = *c
+		p.now = cluster{}
+	}
+}
+
+func (p *probes) received(n int64, size int, arrival micros) {
+	for i := range p.out {
+		if c := &p.out[i]; c.first <= n && n < c.end {
+			c.got += size
+			if c.packets++; c.packets == 1 {
+				c.size, c.arrived = size, arrival
+			}
+			c.arrival = max(c.arrival, arrival)
+		}
+	}
+}
+
+// failed says that the last probe promised too much.
+func (p *probes) failed() { p.pause = min(2*p.pause, probeSeldom) }
+
+func (p *probes) cut(at micros) {
+	p.next = max(p.next, at+max(p.pause/2, probeAfterCut))
+	p.now, p.out, p.rates = cluster{}, [2]cluster{}, [2]float64{}
+}
+
+// Probing reports whether padding is to be sent now or soon: Padding is then to be asked every few milliseconds.
+func (e *Estimator) Probing(now time.Time) bool {
+	p := &e.probes
+	if p.now.rate != 0 {
+		return true
+	}
+	at := e.micros(now)
+	if p.out[0].end != 0 && at-p.out[0].last < clusterWait && p.rates[0] == 0 {
+		return false // waits for its result
+	}
+	if p.rates[0] == 0 {
+		if !e.heard || at < p.next || e.want <= int64(e.bitrate) || e.delay.over || e.delay.queue > holdQueue {
+			return false
+		}
+		p.rates[0] = min(2*e.bitrate, 1.2*float64(e.want)+50_000)
+		p.next = at + p.pause
+	}
+	rate := min(p.rates[0], maxProbe)
+	p.rates = [2]float64{p.rates[1], 0}
+	if rate <= 1.05*e.bitrate && e.heard {
+		return false
+	}
+	goal := max(rate/8e6*clusterSpan, clusterBytes)
+	p.now = cluster{rate: rate, goal: int(goal), began: at}
+	p.count++
+	return true
+}
+
+// Padding is how many bytes of padding are due, those of one packet or of several; 0 when none is.
+func (e *Estimator) Padding(now time.Time) int {
+	c := &e.probes.now
+	if c.rate == 0 {
+		return 0
+	}
+	at := e.micros(now)
+	if at-c.began > clusterMax {
+		e.probes.now = cluster{} // we could not
+		return 0
+	}
+	due := int(c.rate/8e6*float64(at-c.began+5_000)) - c.bytes
+	return min(max(due, 0), c.goal-c.bytes)
+}
+
+// judgeProbes looks at clusters of which everything has been told.
+func (e *Estimator) judgeProbes(at micros) {
+	p := &e.probes
+	for i := range p.out {
+		c := &p.out[i]
+		if c.end == 0 || e.history.reported < c.end {
+			continue
+		}
+		done := *c
+		*c = cluster{}
+		if done.packets < 4 || done.got < done.bytes/2 {
+			continue
+		}
+		sending := min(done.rate, float64(done.bytes)*8e6/float64(done.last-done.began+5_000))
+		result := sending
+		full := false
+		if span := done.arrival - done.arrived; span > 500 {
+			arriving := float64(done.got-done.size) * 8e6 / float64(span)
+			if arriving < 0.9*sending {
+				result, full = 0.92*arriving, true
+			}
+		}
+		if result <= e.bitrate || e.delay.over {
+			if full {
+				p.pause = max(p.pause, min(2*p.pause, probeSometime))
+			}
+			continue
+		}
+		e.bitrate = min(result, Max)
+		e.raised = at
+		p.found++
+		p.pause = probeEvery
+		if !full && float64(e.want) > e.bitrate && p.rates[0] == 0 {
+			p.next = at
+		}
+	}
+}
