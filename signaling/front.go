@@ -188,10 +188,9 @@ func (s *Server) conference(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "only POST", http.StatusMethodNotAllowed)
 		return
 	}
-	var in struct {
-		Room string `json:"room"`
-	}
-	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxRequestBytes)).Decode(&in); err != nil {
+	var in meet.Conference
+	err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxRequestBytes)).Decode(&in)
+	if err != nil && !errors.Is(err, meet.ErrMalformed) { // without a room, which is said below
 		code := http.StatusBadRequest
 		var long *http.MaxBytesError
 		if errors.As(err, &long) {
@@ -200,11 +199,15 @@ func (s *Server) conference(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "Bad request: not a conference request", code)
 		return
 	}
-	if s.router.stock {
-		http.Error(w, "the focus of this shard takes conference requests over XMPP only", http.StatusServiceUnavailable)
-		return
+	if bearer, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer "); ok {
+		in.Token = bearer
 	}
-	answer, err := s.router.conference(r.Context(), in.Room, s.sessions.Remote(r))
+	var answer meet.Conference
+	if s.router.stock && in.Room != "" {
+		answer, err = s.router.ask(r.Context(), in)
+	} else {
+		answer, err = s.router.conference(r.Context(), in.Room, s.sessions.Remote(r))
+	}
 	if err != nil {
 		e := stanzaError(err)
 		code := http.StatusBadRequest

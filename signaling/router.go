@@ -48,8 +48,9 @@ type router struct {
 	hall     *hall
 	stock    bool // a stock Jicofo drives
 	// life ends when the shard stops. Sessions call without a context, and a conference request may wait.
-	life context.Context
-	new  creations
+	life      context.Context
+	new       creations
+	questions questions
 }
 
 // Opened tells a guest what there is, before it is told its address: with room_metadata among the
@@ -265,6 +266,10 @@ func (r *router) toStock(s *session.Session, el *xmpp.Element) {
 // asked.
 func (r *router) direct(s *session.Session, to jid.JID, el *xmpp.Element) {
 	if r.stock && s.Account() == r.focusJID() && el.Name == "iq" && !el.IsRequest() && to.Domain() == r.names.domain {
+		if to.Local() == asker {
+			r.questions.answered(to.Resource(), el)
+			return
+		}
 		el.SetAttr("from", r.names.focus)
 	}
 	if !r.sessions.Deliver(to, xmpp.NewFrame(el)) {

@@ -2,7 +2,9 @@ package signaling
 
 import (
 	"context"
+	"io"
 	"net"
+	"net/http"
 	"regexp"
 	"strings"
 	"testing"
@@ -157,7 +159,53 @@ func TestStockJicofo(t *testing.T) {
 	g.send(`<iq id="a" type="set" to="` + room + `/focus" xmlns="jabber:client"><jingle xmlns="urn:xmpp:jingle:1" action="session-accept" sid="s1"/></iq>`)
 	jicofo.until("", `session-accept`)
 
+	// A request over HTTP is one to Jicofo, too.
+	type answered struct {
+		code int
+		body string
+	}
+	post := func() <-chan answered {
+		done := make(chan answered, 1)
+		go func() {
+			request, _ := http.NewRequest("POST", "http://"+s.HTTPAddr().String()+"/conference-request/v1",
+				strings.NewReader(`{"room":"`+room+`","machineUid":"m1","properties":{"rtcstatsEnabled":false}}`))
+			request.Header.Set("Authorization", "Bearer a.b.c")
+			r, err := http.DefaultClient.Do(request)
+			if err != nil {
+				done <- answered{0, err.Error()}
+				return
+			}
+			defer r.Body.Close()
+			b, _ := io.ReadAll(r.Body)
+			done <- answered{r.StatusCode, string(b)}
+		}()
+		return done
+	}
+	defer http.DefaultClient.CloseIdleConnections()
+	asked := post()
+	request = jicofo.until("", `<conference .*machine-uid='m1' token='a.b.c'`)
+	attribute := func(name string) string {
+		return regexp.MustCompile(` ` + name + `='([^']+)'`).FindStringSubmatch(request)[1]
+	}
+	jicofo.write(`<iq type='result' id='` + attribute("id") + `' to='` + attribute("from") + `'><conference xmlns='http://jitsi.org/protocol/focus' room='` + room +
+		`' ready='true' focusjid='focus@auth.localhost' session-id='s'><property name='authentication' value='false'/></conference></iq>`)
+	if a := <-asked; a.code != 200 || !strings.Contains(a.body, `"ready":true`) || !strings.Contains(a.body, `"focusJid":"focus@auth.localhost"`) || !strings.Contains(a.body, `"authentication":"false"`) {
+		t.Errorf("the answer over HTTP is %+v", a)
+	}
+	asked = post()
+	request = jicofo.until("", `<conference .*machine-uid='m1'`)
+	jicofo.write(`<iq type='error' id='` + attribute("id") + `' to='` + attribute("from") + `'><error type='auth'><not-authorized xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/></error></iq>`)
+	if a := <-asked; a.code != 403 {
+		t.Errorf("the refusal over HTTP is %+v", a)
+	}
+
 	// Without Jicofo there is no conference: the client has to know.
 	jicofo.until(`<presence type='unavailable' to='`+room+`/focus'/>`, `type='unavailable'`)
 	g.until(`<presence .*from='` + room + `/focus' type='unavailable'`)
+	jicofo.write(`</stream:stream>`)
+	for _, err := jicofo.dec.Next(); err == nil; _, err = jicofo.dec.Next() {
+	}
+	if a := <-post(); a.code != 503 {
+		t.Errorf("without Jicofo the answer over HTTP is %+v", a)
+	}
 }
