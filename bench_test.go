@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -33,7 +34,9 @@ import (
 var (
 	costRepeats = flag.Int("cost.repeats", 3, "how often BenchmarkCost measures each system, interleaved")
 	costWindow  = flag.Duration("cost.window", 6*time.Second, "for how long it measures each time")
-	costSystems = flag.String("cost.systems", "limit-sendto,limit-sendmmsg,limit-gso,plenum", "what it measures: limit-MODE, plenum, or the path of another plenum to compare with; ratios are taken to the first")
+	costSystems = flag.String("cost.systems", "limit-sendto,limit-sendmmsg,limit-gso,plenum", "what it measures: limit-MODE, plenum, the path of another plenum to compare with, jvb or janus; ratios are taken to the first")
+	costJVB     = flag.String("cost.jvb", "", "`URL COMMAND` of the private HTTP of a Java bridge, and what runs it until it is killed, for the system jvb")
+	costWarm    = flag.Duration("cost.warm", 25*time.Second, "for how long a Java bridge carries the load before it is measured")
 	costProfile = flag.String("cost.profile", "", "`DIR` for CPU profiles of plenum, taken in the window; the figures are higher then")
 	costRooms   = flag.Int("cost.rooms", 20, "how many rooms of a hundred BenchmarkRooms tries at most")
 	costAddr    = flag.String("cost.addr", "127.0.0.1", "IPv4 `ADDRESS` of this machine that media goes over")
@@ -301,6 +304,8 @@ func measure(bin servers, name string, s costScenario) (c cost, err error) {
 	var p *process
 	if mode, ok := strings.CutPrefix(name, "limit-"); ok {
 		p, err = startLimit(bin.limit, mode, e, s)
+	} else if name == "jvb" {
+		p, err = startJVB(ctx, e, s)
 	} else {
 		path := bin.plenum
 		if strings.Contains(name, "/") {
@@ -314,7 +319,11 @@ func measure(bin servers, name string, s costScenario) (c cost, err error) {
 	if err != nil {
 		return c, err
 	}
-	time.Sleep(2500 * time.Millisecond) // key frames, maps, held audio
+	settle := 2500 * time.Millisecond // key frames, maps, held audio
+	if name == "jvb" {
+		settle = *costWarm
+	}
+	time.Sleep(settle)
 	var profile error
 	var profiling sync.WaitGroup
 	if *costProfile != "" && p.debug != "" {
@@ -439,6 +448,32 @@ func startPlenum(ctx context.Context, path string, e *thin.Engine, s costScenari
 		return p, err
 	}
 	return p, joinThin(ctx, e, p.bridge, "cost", s)
+}
+
+// startJVB runs a Java bridge and has everybody join a room on it, as startPlenum does.
+func startJVB(ctx context.Context, e *thin.Engine, s costScenario) (*process, error) {
+	url, command, ok := strings.Cut(*costJVB, " ")
+	if !ok {
+		return nil, errors.New("-cost.jvb 'URL COMMAND' says where a Java bridge is")
+	}
+	p, err := start(serverCPU, "/bin/sh", "-c", "exec "+command)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		if r, err := http.Get(url + "/colibri/stats"); err == nil {
+			r.Body.Close()
+			if r.StatusCode == http.StatusOK {
+				break
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return p, ctx.Err()
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+	return p, joinThin(ctx, e, url, "cost", s)
 }
 
 // launch runs plenum dev on a processor, or on all if that is negative, until it listens.
