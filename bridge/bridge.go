@@ -26,6 +26,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -62,10 +63,10 @@ type Config struct {
 	Version string
 	// Cores is how many goroutines carry media; 0 is one for each CPU.
 	Cores int
-	// NoSCTP turns data channels off; the bridge channel is a WebSocket then.
 	// Uplink is what this bridge may send, in bit/s as the network counts them; 0 is no limit. Nothing enforces it: a bridge
 	// near its limit tells focuses that it is full.
 	Uplink uint64
+	// NoSCTP turns data channels off; the bridge channel is a WebSocket then.
 	NoSCTP bool
 	// Draining begins with the drain flag set: focuses prefer other bridges.
 	Draining bool
@@ -160,12 +161,6 @@ func (c *Config) validate() error {
 	if strings.ContainsAny(c.RelayID, "/?# \t") {
 		return fmt.Errorf("%w: relay id %q is part of URLs: use letters, digits, - and _", ErrConfig, c.RelayID)
 	}
-	c.Shards = append([]Shard(nil), c.Shards...)
-	for i := range c.Shards {
-		if err := c.Shards[i].validate(c.RelayID); err != nil {
-			return fmt.Errorf("%w: shard %d: %w", ErrConfig, i+1, err)
-		}
-	}
 	c.ChannelURL = strings.TrimSuffix(c.ChannelURL, "/")
 	return nil
 }
@@ -217,8 +212,11 @@ type Bridge struct {
 	control *control
 	metrics *metrics
 	state   lifecycle
-	clients []*shardClient
 	sockets group
+
+	listing sync.Mutex // held to change the list
+	clients atomic.Pointer[[]*shardClient]
+	listed  chan struct{} // holds a value when the list has changed
 
 	http, ws net.Listener // nil: off
 }
@@ -228,13 +226,13 @@ func New(cfg Config) (*Bridge, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	b := &Bridge{cfg: cfg, log: cfg.Log.With("bridge", cfg.RelayID)}
+	b := &Bridge{cfg: cfg, log: cfg.Log.With("bridge", cfg.RelayID), listed: make(chan struct{}, 1)}
 	rand.Read(b.key[:])
 	b.state.init(cfg.Draining)
 	b.metrics = newMetrics(b)
 	b.control = newControl(b)
-	for _, s := range cfg.Shards {
-		b.clients = append(b.clients, newShardClient(b, s))
+	if err := b.SetShards(cfg.Shards); err != nil {
+		return nil, err
 	}
 
 	m, err := b.mediaConfig()
@@ -311,9 +309,7 @@ func (b *Bridge) Run(ctx context.Context) error {
 	serve(b.http, b.private())
 	serve(b.ws, b.ChannelHandler())
 	g.Go(func() error { b.tick(ctx); return nil })
-	for _, s := range b.clients {
-		g.Go(func() error { s.run(ctx); return nil })
-	}
+	g.Go(func() error { b.keepShards(ctx); return nil })
 	g.Go(func() error {
 		ending := b.state.ending
 		var over <-chan time.Time
@@ -403,9 +399,15 @@ func (b *Bridge) Drain(ctx context.Context) error {
 	}
 }
 
+// Undrain ends a drain, finished or not: new conferences are taken again.
+func (b *Bridge) Undrain() {
+	b.state.cancel()
+	b.report()
+}
+
 // report has presence tell of a change at once.
 func (b *Bridge) report() {
-	for _, c := range b.clients {
+	for _, c := range b.shards() {
 		c.poke()
 	}
 }

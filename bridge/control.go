@@ -62,6 +62,8 @@ type meeting struct {
 	busy bool     // guarded by control.mu
 
 	live atomic.Pointer[live] // nil: there is no such conference
+
+	fence uint64 // lane: that of the newest owner that was heard
 }
 
 // live is a conference that exists. Its lane alone creates, changes and ends it.
@@ -226,6 +228,15 @@ func (c *control) endpoint(channel, id string) *member {
 
 // modify carries out one request. End says that the conference is over once the answer has been sent.
 func (c *control) modify(m *meeting, req colibri.ConferenceModify, now time.Time) (answer colibri.ConferenceModified, end bool, err error) {
+	if req.Fence != nil {
+		switch {
+		case *req.Fence < m.fence:
+			return answer, false, refused(xmpp.Conflict, "The room has a newer owner")
+		case *req.Fence > m.fence && req.Create: // what is there was the former owner's
+			c.expire(m)
+		}
+		m.fence = *req.Fence
+	}
 	l := m.live.Load()
 	switch {
 	case req.Create && l != nil:

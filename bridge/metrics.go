@@ -160,7 +160,7 @@ func (m *metrics) last() *snapshot { return m.snapshot.Load() }
 
 // publish takes a snapshot of what the cores reported and asks them to report again.
 func (m *metrics) publish(now time.Time) {
-	s := &snapshot{Time: now, ShardsConfigured: len(m.b.clients), Media: m.b.media.stats(), Sizes: map[float64]uint64{}}
+	s := &snapshot{Time: now, ShardsConfigured: len(m.b.shards()), Media: m.b.media.stats(), Sizes: map[float64]uint64{}}
 	for size := range maxSize + 1 {
 		s.Sizes[float64(size)] = 0
 	}
@@ -205,7 +205,7 @@ func (m *metrics) publish(now time.Time) {
 			l.stats.Store(&c)
 		})
 	}
-	for _, x := range m.b.clients {
+	for _, x := range m.b.shards() {
 		if connected, joined := x.status(); connected {
 			s.ShardsConnected++
 			if joined {

@@ -183,7 +183,7 @@ func TestBrewery(t *testing.T) {
 			t.Errorf("presence without stress or time: %s", p)
 		}
 	}
-	eventually(t, "joined", func() bool { _, joined := b.clients[0].status(); return joined })
+	eventually(t, "joined", func() bool { _, joined := b.shards()[0].status(); return joined })
 
 	for _, typ := range []string{"get", "set"} {
 		if a := s.ask(typ, focus, `<healthcheck xmlns='http://jitsi.org/protocol/healthcheck'/>`); a.Attr("type") != "result" || a.Attr("to") != focus || a.First() != nil {
@@ -263,7 +263,7 @@ func TestReconnect(t *testing.T) {
 		c.ReconnectDelay = time.Millisecond
 		c.PingInterval = 20 * time.Millisecond
 	})
-	joined := func() bool { _, joined := b.clients[0].status(); return joined }
+	joined := func() bool { _, joined := b.shards()[0].status(); return joined }
 	lost := func(how string, f func()) {
 		t.Helper()
 		if s.login("geheim") == nil {

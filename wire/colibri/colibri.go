@@ -61,9 +61,12 @@ type ConferenceModify struct {
 	Name           string // bare JID of the room; only with Create
 	Create, Expire bool
 	RTCStats       *bool // rtcstats-enabled; nil means absent, which counts as true
-	Endpoints      []Endpoint
-	Relays         []Relay
-	Connects       bool // asks for recorders or transcribers, which are not described further
+	// Fence is plenum's own, fencing-token: it grows with each shard that owns the room, and a bridge refuses an
+	// older owner's requests. nil means absent, as from a Jicofo; other bridges skip it.
+	Fence     *uint64
+	Endpoints []Endpoint
+	Relays    []Relay
+	Connects  bool // asks for recorders or transcribers, which are not described further
 }
 
 // An Endpoint is one participant on the bridge. Absent parts of a request leave what is as it is.

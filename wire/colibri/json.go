@@ -23,6 +23,7 @@ type (
 		Connects  *json.RawMessage `json:"connects,omitempty"`
 		MeetingID string           `json:"meeting-id"`
 		Name      string           `json:"name,omitempty"`
+		Fence     *uint64          `json:"fencing-token,omitempty"`
 	}
 
 	jsonModified struct {
@@ -153,7 +154,7 @@ type (
 func (m ConferenceModify) MarshalJSON() ([]byte, error) {
 	j := jsonModify{
 		Endpoints: convert(m.Endpoints, toEndpoint), Relays: convert(m.Relays, toRelay),
-		Create: m.Create, Expire: m.Expire, RTCStats: m.RTCStats, MeetingID: m.MeetingID, Name: m.Name,
+		Create: m.Create, Expire: m.Expire, RTCStats: m.RTCStats, MeetingID: m.MeetingID, Name: m.Name, Fence: m.Fence,
 	}
 	if m.Connects {
 		empty := json.RawMessage("[]")
@@ -168,7 +169,7 @@ func (m *ConferenceModify) UnmarshalJSON(b []byte) error {
 	if err := unmarshal(b, &j); err != nil {
 		return err
 	}
-	*m = ConferenceModify{MeetingID: j.MeetingID, Name: j.Name, Create: j.Create, Expire: j.Expire, RTCStats: j.RTCStats, Connects: j.Connects != nil}
+	*m = ConferenceModify{MeetingID: j.MeetingID, Name: j.Name, Create: j.Create, Expire: j.Expire, RTCStats: j.RTCStats, Connects: j.Connects != nil, Fence: j.Fence}
 	var err error
 	if m.Endpoints, err = convertBack(j.Endpoints, fromEndpoint); err != nil {
 		return err

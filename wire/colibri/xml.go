@@ -9,6 +9,9 @@ import (
 	"plenum/wire/xmpp"
 )
 
+// FenceAttr is the attribute of <conference-modify/> with ConferenceModify.Fence.
+const FenceAttr = "fencing-token"
+
 // ParseModify reads <conference-modify/>. Elements it does not know are skipped, as bridges do.
 func ParseModify(e *xmpp.Element) (ConferenceModify, error) {
 	if !e.Is(NS, "conference-modify") {
@@ -20,6 +23,13 @@ func ParseModify(e *xmpp.Element) (ConferenceModify, error) {
 	if v, ok := e.LookupAttr("rtcstats-enabled"); ok {
 		on := isTrue(v)
 		m.RTCStats = &on
+	}
+	if v, ok := e.LookupAttr(FenceAttr); ok {
+		token, err := strconv.ParseUint(v, 10, 64)
+		if err != nil {
+			return ConferenceModify{}, malformed("fencing token")
+		}
+		m.Fence = &token
 	}
 	for c := range e.Children {
 		switch {
@@ -42,6 +52,9 @@ func (m ConferenceModify) Element() *xmpp.Element {
 	e := xmpp.New(NS, "conference-modify", "meeting-id", m.MeetingID, "name", m.Name)
 	if m.RTCStats != nil {
 		e.SetAttr("rtcstats-enabled", strconv.FormatBool(*m.RTCStats))
+	}
+	if m.Fence != nil {
+		e.SetAttr(FenceAttr, strconv.FormatUint(*m.Fence, 10))
 	}
 	e.SetAttr("create", flag(m.Create)).SetAttr("expire", flag(m.Expire))
 	for _, x := range m.Endpoints {
