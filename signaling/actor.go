@@ -52,6 +52,7 @@ type actor struct {
 	events  []focus.Event // what the focus has still to hear
 	timers  map[string]*time.Timer
 	over    bool
+	moving  bool // over, because another shard has the room or is to have it
 }
 
 // idPrefix begins the ids of IQs of our focus to occupants; the rest is the focus.RequestID. Those that
@@ -65,9 +66,7 @@ func (a *actor) run() {
 		select {
 		case <-a.box.wake:
 		case <-a.lease.Lost:
-			a.log.Warn("lease lost")
-			a.flush(time.Now(), a.room.Destroy("The room has moved"))
-			a.over = true
+			a.lose()
 		case <-a.hall.quit:
 			a.over = true
 		}
@@ -86,6 +85,15 @@ func (a *actor) run() {
 		}
 		a.hall.cfg.Metrics.step.Observe(time.Since(now).Seconds())
 	}
+}
+
+// lose ends a room that is another shard's by now, or will be: without a word, as nothing that it says is
+// true any more. Its people lose their sockets, come back to the shard that has it, and join again.
+func (a *actor) lose() {
+	if !a.over {
+		a.log.Warn("lease lost")
+	}
+	a.moving, a.over = true, true
 }
 
 // contain ends what belongs to the room's goroutine. A panic is a broken invariant of one room; it ends
@@ -107,6 +115,10 @@ func (a *actor) contain() {
 // flush hands out what left the room. Events and IQs to our focus are kept for settle, so that the
 // focus's own actions stay in order.
 func (a *actor) flush(now time.Time, out muc.Output) {
+	if !a.lease.Held() {
+		a.lose()
+		return
+	}
 	m := a.hall.cfg.Metrics
 	sent, lost := 0, 0
 	for _, d := range out.Deliveries {

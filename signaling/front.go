@@ -1,6 +1,8 @@
 package signaling
 
 import (
+	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"io"
@@ -10,7 +12,9 @@ import (
 
 	"github.com/gorilla/websocket"
 
+	"plenum/signaling/handover"
 	"plenum/signaling/site"
+	"plenum/wire/jid"
 	"plenum/wire/meet"
 	"plenum/wire/xmpp"
 )
@@ -91,10 +95,12 @@ func (s *Server) front(w http.ResponseWriter, r *http.Request) {
 	p, tenant, name := locate(r.URL.Path)
 	h := w.Header()
 	h.Set("X-Content-Type-Options", "nosniff")
-	if s.cfg.Shard != "" && r.URL.Query().Get("room") != "" {
-		// The owner of the room, here always this shard. A client that sees another one leaves its call.
-		h.Set("X-Jitsi-Shard", s.cfg.Shard)
-		h.Set("Access-Control-Expose-Headers", "X-Jitsi-Shard")
+	if q := r.URL.Query(); s.cfg.Shard != "" && q.Get("room") != "" && !websocket.IsWebSocketUpgrade(r) {
+		// A client that sees another shard than its own leaves its call. Nobody's name says nothing.
+		if owner := s.ownerOf(r, s.names.room(q.Get("room"), cmp.Or(q.Get("prefix"), tenant))); owner != "" {
+			h.Set("X-Jitsi-Shard", owner)
+			h.Set("Access-Control-Expose-Headers", "X-Jitsi-Shard")
+		}
 	}
 	if p != conferenceRequest && p != socket && p != bridgeChannel && r.Method != http.MethodGet && r.Method != http.MethodHead {
 		h.Set("Allow", "GET, HEAD")
@@ -119,7 +125,9 @@ func (s *Server) front(w http.ResponseWriter, r *http.Request) {
 	case p == socket:
 		s.webSocket(w, r, tenant)
 	case p == conferenceRequest:
-		s.conference(w, r)
+		if !s.elsewhere(w, r) {
+			s.conference(w, r)
+		}
 	case p == bridgeChannel && s.cfg.BridgeChannel != nil:
 		s.cfg.BridgeChannel.ServeHTTP(w, r)
 	case p == page && len(r.URL.Path) > 1 && strings.HasSuffix(r.URL.Path, "/"):
@@ -167,8 +175,50 @@ func (s *Server) webSocket(w http.ResponseWriter, r *http.Request, tenant string
 		q.Set("prefix", tenant)
 		r.URL.RawQuery = q.Encode()
 	}
+	if p := s.cfg.Handover; p != nil {
+		q := r.URL.Query()
+		if room := s.names.room(q.Get("room"), q.Get("prefix")); !room.IsZero() && p.Take(w, r, room, s.client(r), q.Get("previd") != "") {
+			return
+		}
+	}
 	s.sessions.ServeHTTP(w, r)
 }
+
+// ownerOf names the shard that has a room; this one, where there is no other.
+func (s *Server) ownerOf(r *http.Request, room jid.JID) string {
+	if s.cfg.Handover == nil || room.IsZero() {
+		return s.cfg.Shard
+	}
+	return s.cfg.Handover.Owner(r.Context(), room)
+}
+
+// client is who sent a request, for another shard to know.
+func (s *Server) client(r *http.Request) handover.Client {
+	remote, region := s.sessions.Origin(r)
+	return handover.Client{Remote: remote, Region: region, Secure: strings.HasPrefix(s.base(r), "wss")}
+}
+
+// elsewhere takes a conference request for another shard's room there and reports whether it has answered.
+func (s *Server) elsewhere(w http.ResponseWriter, r *http.Request) bool {
+	if s.cfg.Handover == nil || r.Method != http.MethodPost {
+		return false
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxRequestBytes))
+	r.Body = io.NopCloser(io.MultiReader(bytes.NewReader(body), failing{err}))
+	var in struct {
+		Room string `json:"room"`
+	}
+	if err != nil || json.Unmarshal(body, &in) != nil {
+		return false // and refused where it is read again
+	}
+	room, err := jid.Parse(in.Room)
+	return err == nil && s.hall.isConference(room) && room.IsBare() && s.cfg.Handover.Take(w, r, room, s.client(r), false)
+}
+
+// failing reads nothing, and then fails as somebody has before; a nil error is the end.
+type failing struct{ err error }
+
+func (f failing) Read([]byte) (int, error) { return 0, cmp.Or(f.err, io.EOF) }
 
 // conference is the conference request over HTTP, answered as Jicofo does, and with
 // the CORS headers that Jicofo leaves to others.

@@ -1,6 +1,7 @@
 package signaling
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -9,8 +10,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -20,6 +23,7 @@ import (
 	"plenum/signaling/focus"
 	"plenum/signaling/muc"
 	"plenum/signaling/rooms"
+	"plenum/wire/colibri"
 	"plenum/wire/jid"
 	"plenum/wire/meet"
 	"plenum/wire/xmpp"
@@ -53,6 +57,9 @@ type hallConfig struct {
 	End func(jid.JID)
 	// Dial connects to the media address of a bridge, in UDP. nil: bridges are not asked for signs of life there.
 	Dial func(netip.AddrPort) (net.Conn, error)
+
+	// Cut drops the socket of a guest whose room has moved; nil does nothing.
+	Cut func(who jid.JID)
 
 	Owner    rooms.Owner  // who may open a room; default rooms.Memory
 	Fleet    *fleet.Fleet // default an empty one
@@ -116,6 +123,9 @@ func newHall(cfg hallConfig) *hall {
 	if cfg.Owner == nil {
 		cfg.Owner = new(rooms.Memory)
 	}
+	if cfg.Cut == nil {
+		cfg.Cut = func(jid.JID) {}
+	}
 	if cfg.Fleet == nil {
 		cfg.Fleet = fleet.New()
 	}
@@ -174,9 +184,13 @@ func (h *hall) Run(ctx context.Context) error {
 	return nil
 }
 
-// Drain refuses new rooms and waits until the last one has ended, or ctx.
+// Drain refuses new rooms, moves the open ones away one by one where there is another shard, and waits until
+// the last one has ended, or ctx.
 func (h *hall) Drain(ctx context.Context) error {
 	h.admitNoMore()
+	if m, ok := h.cfg.Owner.(mover); ok && m.Drain(true) {
+		h.moveAll(ctx)
+	}
 	for {
 		h.mu.Lock()
 		left, change := 0, h.emptied
@@ -252,6 +266,8 @@ func (h *hall) Stanza(s sender, el *xmpp.Element) {
 	switch {
 	case a == nil:
 		h.noRoom(letter{from: from, st: el})
+	case el.Name == "presence" && el.Attr("type") == "" && !a.lease.Admits() && !h.isSeated(a, from.JID):
+		h.refuse(from.JID, el, "isolated", xmpp.StanzaError{Condition: xmpp.ServiceUnavailable, Text: rooms.ErrIsolated.Error()})
 	case !h.seat(a, from):
 		h.refuse(from.JID, el, "seats", xmpp.StanzaError{Condition: xmpp.ResourceConstraint, Text: "Too many rooms"})
 	default:
@@ -288,7 +304,10 @@ func (h *hall) conferenceRoom(ctx context.Context, room jid.JID) error {
 	if h.cfg.Stock { // the request has to go to the session of the stock Jicofo
 		return xmpp.StanzaError{Condition: xmpp.ServiceUnavailable, Text: "The focus is elsewhere"}
 	}
-	_, err := h.open(ctx, room)
+	a, err := h.open(ctx, room)
+	if err == nil && !a.lease.Admits() {
+		err = rooms.ErrIsolated
+	}
 	return err
 }
 
@@ -317,7 +336,7 @@ func (h *hall) Debug(room string) any {
 	}
 	answer := make(chan view, 1)
 	if !a.box.control(func(time.Time) {
-		v := view{Room: a.room.Snapshot(), Token: a.lease.Token, Reason: a.lease.Reason, Created: a.created, Timers: len(a.timers)}
+		v := view{Room: a.room.Snapshot(), Token: a.lease.Fence(), Reason: a.lease.Reason, Created: a.created, Timers: len(a.timers)}
 		if a.conf != nil {
 			state := a.conf.State()
 			v.Focus = &state
@@ -422,6 +441,13 @@ func (h *hall) find(room jid.JID) *actor {
 	return nil
 }
 
+func (h *hall) isSeated(a *actor, who jid.JID) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	_, seated := a.seated[who]
+	return seated
+}
+
 // seat notes that a session talks to a room, so that the room hears when it is gone.
 func (h *hall) seat(a *actor, from muc.Sender) bool {
 	h.mu.Lock()
@@ -518,7 +544,7 @@ func (h *hall) begin(ctx context.Context, a *actor) error {
 	now := time.Now()
 	a.created = now
 	cfg := h.cfg.Room
-	cfg.JID, cfg.Key, cfg.MeetingID = a.jid, random(32), newUUID()
+	cfg.JID, cfg.Key, cfg.MeetingID = a.jid, random(32), cmp.Or(a.lease.Meeting, newUUID())
 	if h.isInternal(a.jid) {
 		cfg.Brewery, a.fleet = true, h.ownFocus() && a.jid == h.brewery
 	} else {
@@ -555,17 +581,28 @@ func (h *hall) retire(a *actor) {
 		h.noRoom(l)
 	}
 	if !h.isInternal(a.jid) {
-		h.cfg.Owner.Release(a.jid, a.lease.Token)
+		if m, ok := h.cfg.Owner.(mover); ok && a.moving {
+			m.Move(a.jid, a.lease.Token)
+		} else {
+			h.cfg.Owner.Release(a.jid, a.lease.Token)
+		}
 		h.cfg.Metrics.conferenceSeconds.Add(time.Since(a.created).Seconds())
 	}
-	h.forgetRoom(a)
-	a.log.Info("room closed", "after", time.Since(a.created).Round(time.Second))
+	people := h.forgetRoom(a)
+	a.log.Info("room closed", "after", time.Since(a.created).Round(time.Second), "moving", a.moving)
+	if a.moving { // only now is it free for the shard that they come to
+		for _, who := range people {
+			h.cfg.Cut(who)
+		}
+	}
 	close(a.done)
 }
 
-func (h *hall) forgetRoom(a *actor) {
+// forgetRoom removes a room and returns who was seated.
+func (h *hall) forgetRoom(a *actor) []jid.JID {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	people := slices.Collect(maps.Keys(a.seated))
 	delete(h.rooms, a.jid)
 	for who := range a.seated {
 		h.unseatLocked(a, who)
@@ -578,6 +615,7 @@ func (h *hall) forgetRoom(a *actor) {
 	}
 	close(h.emptied)
 	h.emptied = make(chan struct{})
+	return people
 }
 
 // askBridge sends a request of a conference to a bridge, by way of the brewery. Requests of one
@@ -587,6 +625,9 @@ func (h *hall) askBridge(a *actor, r focus.BridgeRequest) {
 	defer h.mu.Unlock()
 	if h.stopped {
 		return
+	}
+	if fence := a.lease.Fence(); a.lease.Owned() {
+		r.Payload.SetAttr(colibri.FenceAttr, strconv.FormatUint(fence, 10))
 	}
 	h.serial++
 	id := "colibri-" + strconv.FormatUint(h.serial, 10)

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"plenum/signaling/rooms"
 	"plenum/signaling/session"
 	"plenum/wire/jid"
 	"plenum/wire/meet"
@@ -40,6 +41,19 @@ func (n names) tenant(t string) string {
 	return "conference." + t + "." + n.domain
 }
 
+// room returns the address of a room by what a link calls it, or the zero one.
+func (n names) room(raw, tenant string) jid.JID {
+	name, err := meet.RoomName(raw, "")
+	if err != nil {
+		return jid.JID{}
+	}
+	room, err := jid.New(name, n.tenant(strings.ToLower(tenant)), "")
+	if err != nil {
+		return jid.JID{}
+	}
+	return room
+}
+
 // A router takes what sessions send to where it belongs. It is the session.Handler of a shard.
 type router struct {
 	cfg      *Config
@@ -69,14 +83,13 @@ func (r *router) Resumed(s *session.Session) {
 	if !s.Revived() {
 		return
 	}
-	name, err := meet.RoomName(s.Room(), "")
-	if err != nil {
-		return
-	}
-	if room, err := jid.New(name, r.names.tenant(s.Prefix()), ""); err == nil {
+	if room := r.roomOf(s); !room.IsZero() {
 		r.hall.revive(s, room)
 	}
 }
+
+// roomOf is the room that a client named when it connected; the zero address when that is none.
+func (r *router) roomOf(s *session.Session) jid.JID { return r.names.room(s.Room(), s.Prefix()) }
 
 // end closes the session of an address.
 func (r *router) end(who jid.JID) {
@@ -195,6 +208,10 @@ func (r *router) focus(s *session.Session, el *xmpp.Element) {
 	case !el.IsRequest():
 	case conference != nil && el.Attr("type") == "set":
 		answer, err := r.conference(r.life, conference.Attr("room"), s.Remote())
+		if errors.Is(err, rooms.ErrElsewhere) && r.roomOf(s).String() == conference.Attr("room") {
+			s.Close("") // it comes back, and is taken to the room
+			return
+		}
 		if err != nil {
 			r.refuse(s, el, stanzaError(err))
 			return

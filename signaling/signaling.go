@@ -24,6 +24,7 @@ import (
 
 	"plenum/signaling/auth"
 	"plenum/signaling/focus"
+	"plenum/signaling/handover"
 	"plenum/signaling/muc"
 	"plenum/signaling/rooms"
 	"plenum/signaling/session"
@@ -41,6 +42,8 @@ type Config struct {
 	// HTTP is the address for clients: pages, WebSocket, conference requests. Default: 127.0.0.1:8000;
 	// port 0 picks one.
 	HTTP string
+	// Listener, if set, is there already and takes the place of HTTP; the shard closes it.
+	Listener net.Listener
 	// XMPP is the address for bridges and other services, over TCP. Default: 127.0.0.1:5222.
 	XMPP string
 	// TLS, if set, is spoken on HTTP and offered on XMPP.
@@ -76,6 +79,9 @@ type Config struct {
 	Room muc.Config
 	// Owner says which rooms may open here. Default: all.
 	Owner rooms.Owner
+	// Handover takes sockets and requests to the shard that owns their room; the shard closes it. nil: there is
+	// no other shard.
+	Handover *handover.Proxy
 
 	// Metrics is where metrics are registered. nil: nowhere.
 	Metrics prometheus.Registerer
@@ -165,7 +171,7 @@ func New(cfg Config) (*Server, error) {
 	s.sessions = session.New(sc)
 
 	hc := hallConfig{
-		Domain: cfg.Domain, Deliver: s.sessions.Deliver, Owner: cfg.Owner, Focus: cfg.Focus, Room: cfg.Room,
+		Domain: cfg.Domain, Deliver: s.sessions.Deliver, Cut: s.cut, Owner: cfg.Owner, Focus: cfg.Focus, Room: cfg.Room,
 		Stock: stock, Log: cfg.Log, Metrics: newMetrics(cfg.Metrics), End: s.router.end, Dial: dialMedia,
 	}
 	if len(cfg.Services) > 0 {
@@ -182,9 +188,11 @@ func New(cfg Config) (*Server, error) {
 			return nil, fmt.Errorf("web application: %w", err)
 		}
 	}
-	if s.httpL, err = net.Listen("tcp", cfg.HTTP); err != nil {
-		s.closeSite()
-		return nil, fmt.Errorf("HTTP: %w", err)
+	if s.httpL = cfg.Listener; s.httpL == nil {
+		if s.httpL, err = net.Listen("tcp", cfg.HTTP); err != nil {
+			s.closeSite()
+			return nil, fmt.Errorf("HTTP: %w", err)
+		}
 	}
 	if s.xmppL, err = net.Listen("tcp", cfg.XMPP); err != nil {
 		s.httpL.Close()
@@ -247,6 +255,9 @@ func (s *Server) Run(ctx context.Context) error {
 	s.xmppL.Close()
 	s.http.Shutdown(last)
 	s.http.Close()
+	if s.cfg.Handover != nil {
+		s.cfg.Handover.Close()
+	}
 	s.closeSite()
 	s.sessions.Close(last)
 	endRooms()
@@ -266,10 +277,29 @@ func (s *Server) closeSite() {
 	}
 }
 
-// Drain refuses new rooms, says so in /about/health, and waits until the last room is empty or ctx is done.
+// Drain refuses new rooms, says so in /about/health, gives those that are open to other shards one by one, if
+// there are any, and waits until the last one has gone. When ctx ends before, it returns an error and all is
+// as before, but for the rooms that have gone.
 func (s *Server) Drain(ctx context.Context) error {
 	s.draining.Store(true)
-	return s.hall.Drain(ctx)
+	err := s.hall.Drain(ctx)
+	if err != nil {
+		s.Undrain()
+	}
+	return err
+}
+
+// Undrain takes new rooms again.
+func (s *Server) Undrain() {
+	s.hall.admit()
+	s.draining.Store(false)
+}
+
+// cut drops the socket of a guest without a word: the client goes on elsewhere, as after any break.
+func (s *Server) cut(who jid.JID) {
+	if guest := s.sessions.Session(who); guest != nil && guest.Account() == "" {
+		guest.Close("")
+	}
 }
 
 // registerSessions publishes the counts of sessions; reg may be nil.

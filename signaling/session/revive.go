@@ -118,7 +118,7 @@ func (srv *Server) revive(c *conn, bare jid.JID, token string, h uint32) (*Sessi
 	}
 	id := c.id
 	id.JID = t.jid
-	s := &Session{id: id, srv: srv, owner: c, done: make(chan struct{}), taken: true, revived: true, token: t.id, in: t.handled}
+	s := &Session{id: id, srv: srv, owner: c, done: make(chan struct{}), taken: true, revived: true, token: t.id, in: t.handled, life: srv.life()}
 	s.out.maxFrames, s.out.maxBytes = srv.cfg.QueueFrames, srv.cfg.QueueBytes
 	s.out.managed, s.out.acked = true, h
 	s.out.control = append(s.out.control, resumed(token, t.handled))

@@ -176,6 +176,12 @@ func (srv *Server) identity(r *http.Request) Identity {
 	return id
 }
 
+// Origin returns the address and the region that r comes from, both as identity has them.
+func (srv *Server) Origin(r *http.Request) (remote netip.Addr, region string) {
+	id := srv.identity(r)
+	return id.Remote, id.Region
+}
+
 // Remote returns the address that r comes from: its peer's, or what a trusted edge says.
 func (srv *Server) Remote(r *http.Request) netip.Addr { return srv.identity(r).Remote }
 
@@ -240,7 +246,7 @@ func (srv *Server) negotiate(c *conn, place *entrant) (*Session, error) {
 // bind makes a session with an address. An older one with the same address is ended first: a bridge that
 // comes back under its name is the same bridge.
 func (srv *Server) bind(c *conn, id Identity) (*Session, error) {
-	s := &Session{id: id, srv: srv, owner: c, done: make(chan struct{})}
+	s := &Session{id: id, srv: srv, owner: c, done: make(chan struct{}), life: srv.life()}
 	s.out.maxFrames, s.out.maxBytes = srv.cfg.QueueFrames, srv.cfg.QueueBytes
 	for {
 		srv.mu.Lock()

@@ -96,6 +96,11 @@ type Config struct {
 	// server closes, guests are then not told that this is the end. Empty: sessions end with the process.
 	ResumeKey []byte
 
+	// Gate returns a number that changes when all that guests were told before is void, and 0 while nothing may
+	// be said to them. It is asked before each write to a guest; a session of another number ends without a
+	// word. nil: nothing is ever void.
+	Gate func() uint64
+
 	// Log gets a line when a session opens, resumes, hibernates or ends: at level info for accounts, debug
 	// for guests. nil: none.
 	Log *slog.Logger
@@ -146,6 +151,7 @@ type Session struct {
 	handing sync.Mutex    // held while a socket takes the session over
 	done    chan struct{} // closed when the session has ended and Closed has returned
 	revived bool
+	life    uint64 // what Config.Gate said when it began
 
 	mu     sync.Mutex
 	out    queue

@@ -164,6 +164,11 @@ func (s *Session) write(c *conn) {
 			s.mu.Unlock()
 			return
 		}
+		if s.void() {
+			s.endLocked("", "this shard has lost its rooms")
+			s.mu.Unlock()
+			return
+		}
 		b, last := s.out.take((*buf)[:0], c.sock, s.in)
 		*buf = b
 		if !s.out.finished { // otherwise see hurry
@@ -175,6 +180,19 @@ func (s *Session) write(c *conn) {
 			return
 		}
 	}
+}
+
+// void reports whether nothing may be written any more of what is queued (Config.Gate).
+func (s *Session) void() bool {
+	return s.srv.cfg.Gate != nil && s.id.Account == "" && s.srv.cfg.Gate() != s.life
+}
+
+// life is what Config.Gate says now.
+func (srv *Server) life() uint64 {
+	if srv.cfg.Gate == nil {
+		return 0
+	}
+	return srv.cfg.Gate()
 }
 
 // watch asks the peer on c for a sign of life whenever it has been silent for a while, and kills c when

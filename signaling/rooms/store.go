@@ -1,0 +1,201 @@
+package rooms
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/hashicorp/consul/api"
+)
+
+// Where Consul keeps rooms and pins.
+const (
+	roomsPrefix = "plenum/rooms/"
+	pinsPrefix  = "plenum/pins/"
+)
+
+// lockDelay is how long nobody gets a lock whose session ended unasked: longer than a stanza takes that was on
+// its way when the lease ended. Session and lease keep a TTL apart besides.
+const lockDelay = 2 * time.Second
+
+// A store is Consul. Its token comes from the environment (CONSUL_HTTP_TOKEN).
+type store struct {
+	agent   *api.Client
+	servers []*api.Client
+}
+
+func newStore(cfg ConsulConfig) (*store, error) {
+	client := func(url string) (*api.Client, error) {
+		c := api.DefaultConfig()
+		c.Address = url
+		client, err := api.NewClient(c)
+		if err != nil {
+			return nil, fmt.Errorf("consul %s: %w", url, err)
+		}
+		return client, nil
+	}
+	s := &store{}
+	var err error
+	if s.agent, err = client(cfg.Agent); err != nil {
+		return nil, err
+	}
+	for _, url := range cfg.Servers {
+		c, err := client(url)
+		if err != nil {
+			return nil, err
+		}
+		s.servers = append(s.servers, c)
+	}
+	if len(s.servers) == 0 {
+		s.servers = []*api.Client{s.agent}
+	}
+	return s, nil
+}
+
+func write(ctx context.Context) *api.WriteOptions { return new(api.WriteOptions).WithContext(ctx) }
+func query(ctx context.Context) *api.QueryOptions { return new(api.QueryOptions).WithContext(ctx) }
+
+// Open makes a session without health checks: its time alone ends it, so that nothing is quicker than the lease.
+func (s *store) Open(ctx context.Context, name string, ttl time.Duration) (string, error) {
+	id, _, err := s.agent.Session().CreateNoChecks(&api.SessionEntry{
+		Name: "plenum shard " + name, TTL: ttl.String(), LockDelay: lockDelay, Behavior: api.SessionBehaviorRelease,
+	}, write(ctx))
+	if err != nil && strings.Contains(err.Error(), "Session TTL") {
+		return "", fmt.Errorf("consul takes no sessions of %v: set session_ttl_min = \"5s\" on its servers, or --lease 10s here: %w", ttl, err)
+	}
+	return id, err
+}
+
+func (s *store) Renew(ctx context.Context, id string) error {
+	entry, _, err := s.agent.Session().Renew(id, write(ctx))
+	if err == nil && entry == nil {
+		return ErrNoSession
+	}
+	return err
+}
+
+func (s *store) Close(ctx context.Context, id string) error {
+	_, err := s.agent.Session().Destroy(id, write(ctx))
+	return err
+}
+
+func (s *store) Leaders(ctx context.Context) []say {
+	says := make([]say, len(s.servers))
+	var wg sync.WaitGroup
+	for i, c := range s.servers {
+		wg.Go(func() {
+			leader, err := c.Status().LeaderWithQueryOptions(query(ctx))
+			switch {
+			case err == nil && leader != "":
+				says[i] = leads
+			case err == nil:
+				says[i] = without
+			case errors.Is(err, syscall.ECONNREFUSED):
+				says[i] = refused
+			}
+		})
+	}
+	wg.Wait()
+	return says
+}
+
+// Read asks for room and pin at once.
+func (s *store) Read(ctx context.Context, room string) (Entry, error) {
+	ok, answer, _, err := s.agent.Txn().Txn(api.TxnOps{
+		{KV: &api.KVTxnOp{Verb: api.KVGetOrEmpty, Key: roomsPrefix + room}},
+		{KV: &api.KVTxnOp{Verb: api.KVGetOrEmpty, Key: pinsPrefix + room}},
+	}, query(ctx))
+	if err == nil && (!ok || len(answer.Results) != 2) {
+		err = txnError(answer)
+	}
+	if err != nil {
+		return Entry{}, err
+	}
+	var e Entry
+	if kv := answer.Results[0].KV; kv != nil && kv.ModifyIndex != 0 {
+		e.Exists, e.Session = true, kv.Session
+		if err := json.Unmarshal(kv.Value, &e.Record); err != nil {
+			e.Record = Record{} // whoever wrote that; a lock on it counts nevertheless
+		}
+	}
+	if kv := answer.Results[1].KV; kv != nil {
+		e.Pin = string(kv.Value)
+	}
+	return e, nil
+}
+
+func (s *store) Lock(ctx context.Context, room, session string, r Record) (uint64, error) {
+	value, err := json.Marshal(r)
+	if err != nil {
+		return 0, err
+	}
+	ok, answer, _, err := s.agent.Txn().Txn(api.TxnOps{
+		{KV: &api.KVTxnOp{Verb: api.KVLock, Key: roomsPrefix + room, Session: session, Value: value}},
+	}, query(ctx))
+	switch {
+	case err != nil:
+		return 0, err
+	case !ok || len(answer.Results) != 1:
+		return 0, fmt.Errorf("%w: %w", errLocked, txnError(answer))
+	}
+	return answer.Results[0].KV.ModifyIndex, nil
+}
+
+func (s *store) Unlock(ctx context.Context, room, session string, keep bool) error {
+	key := roomsPrefix + room
+	ops := api.TxnOps{{KV: &api.KVTxnOp{Verb: api.KVCheckSession, Key: key, Session: session}}}
+	if keep {
+		// The value has to be given again.
+		kv, _, err := s.agent.KV().Get(key, query(ctx))
+		if err != nil || kv == nil {
+			return err
+		}
+		ops = append(ops, &api.TxnOp{KV: &api.KVTxnOp{Verb: api.KVUnlock, Key: key, Session: session, Value: kv.Value}})
+	} else {
+		ops = append(ops, &api.TxnOp{KV: &api.KVTxnOp{Verb: api.KVDelete, Key: key}})
+	}
+	ok, answer, _, err := s.agent.Txn().Txn(ops, query(ctx))
+	if err != nil || ok {
+		return err
+	}
+	// Not ours any more is as good as given back.
+	_ = answer
+	return nil
+}
+
+func (s *store) Locked(ctx context.Context, session string) (map[string]Record, error) {
+	all, _, err := s.agent.KV().List(roomsPrefix, query(ctx))
+	if err != nil {
+		return nil, err
+	}
+	ours := map[string]Record{}
+	for _, kv := range all {
+		var r Record
+		if kv.Session == session && json.Unmarshal(kv.Value, &r) == nil {
+			ours[strings.TrimPrefix(kv.Key, roomsPrefix)] = r
+		}
+	}
+	return ours, nil
+}
+
+// Pin makes a room go to a shard when it opens next; an empty name takes that back. Pins lists them.
+func (s *store) Pin(ctx context.Context, room, shard string) error {
+	if shard == "" {
+		_, err := s.agent.KV().Delete(pinsPrefix+room, write(ctx))
+		return err
+	}
+	_, err := s.agent.KV().Put(&api.KVPair{Key: pinsPrefix + room, Value: []byte(shard)}, write(ctx))
+	return err
+}
+
+func txnError(answer *api.TxnResponse) error {
+	if answer == nil || len(answer.Errors) == 0 {
+		return errors.New("consul: transaction refused")
+	}
+	return errors.New("consul: " + answer.Errors[0].What)
+}
