@@ -1,76 +1,45 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
-	"crypto/tls"
 	"encoding/hex"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"math/big"
 	"net"
 	"net/http"
-	"net/http/pprof"
-	"net/netip"
 	"os"
-	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
-	"syscall"
-	"time"
 
-	"github.com/google/renameio/v2"
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
 	"plenum/bridge"
-	"plenum/bridge/udp"
 	"plenum/signaling"
-	"plenum/signaling/web"
-	"plenum/wire/jid"
 )
 
-const (
-	// stopLimit bounds how long a stop may take from signal to exit.
-	stopLimit = 5 * time.Second
-	// maxBridges is far more than a test needs.
-	maxBridges = 16
-)
+// maxBridges is far more than a test needs.
+const maxBridges = 16
 
 // devOptions are the flags of plenum dev; the help texts say what they mean.
 type devOptions struct {
-	config, readyFile           string
-	http, xmpp, metrics, domain string
-	web                         string
-	configJS                    object
-	tls                         bool
-	accounts                    []string
-	media, bridgeHTTP, bridgeWS string
-	advertise                   []string
-	bridges                     int
-	logLevel, logFormat         string
-
-	resumeKey string
-	turn      string
-
-	hibernation time.Duration // for tests: how long a lost session is kept; 0 is the default
+	processOptions
+	shardOptions
+	bridgeOptions
+	bridges int
+	turn    string
 }
 
 // devSettings are the flags that the configuration file and the environment may set too.
-var devSettings = []setting{
-	{"http", "signaling", "http"}, {"xmpp", "signaling", "xmpp"}, {"domain", "signaling", "domain"}, {"tls", "signaling", "tls"},
-	{"account", "signaling", "account"}, {"web", "signaling", "web"}, {"config-js", "signaling", "config_js"},
-	{"resume-key", "signaling", "resume_key"}, {"turn", "signaling", "turn"},
-	{"media", "bridge", "media"}, {"advertise", "bridge", "advertise"}, {"bridges", "bridge", "bridges"},
-	{"bridge-http", "bridge", "http"}, {"bridge-ws", "bridge", "ws"},
-	{"metrics", "dev", "metrics"}, {"log-level", "log", "level"}, {"log-format", "log", "format"},
-}
+var devSettings = slices.Concat(shardSettings, bridgeSettings, processSettings, []setting{
+	{"turn", "signaling", "turn"}, {"bridges", "bridge", "bridges"}, {"metrics", "dev", "metrics"},
+})
 
 func devCommand() *cobra.Command {
 	var o devOptions
@@ -91,110 +60,32 @@ prints in two browser tabs and they have a call. Interrupt it to stop.`,
 		},
 	}
 	f := c.Flags()
-	f.StringVar(&o.config, "config", "", "configuration `FILE` (HCL); flags and environment win over it")
-	f.StringVar(&o.http, "http", "127.0.0.1:8000", "`ADDR` of the web client and of XMPP over WebSocket; port 0 picks one")
-	f.BoolVar(&o.tls, "tls", false, "serve HTTPS with a self-signed certificate, so that other machines can join")
-	f.StringVar(&o.xmpp, "xmpp", "127.0.0.1:5222", "`ADDR` of XMPP over TCP, for bridges, Jicofo and Jibri")
-	f.StringVar(&o.domain, "domain", "localhost", "XMPP `DOMAIN`; rooms are at conference.DOMAIN")
-	f.StringArrayVar(&o.accounts, "account", nil, "`NAME:PASSWORD` that may log in over TCP; repeatable")
-	f.StringVar(&o.web, "web", "", "folder `DIR` with an unpacked build of Jitsi Meet's web application, to serve in place of the built-in client")
-	f.Var(&o.configJS, "config-js", "`OBJECT` laid over config.js, deeper values over deeper ones")
-	f.StringVar(&o.resumeKey, "resume-key", "", "`SECRET` with which clients go on by themselves after a restart with the same one")
+	o.processOptions.flags(f, "127.0.0.1:9711")
+	o.shardOptions.flags(f)
+	o.bridgeOptions.flags(f)
+	f.Lookup("bridge-ws").Usage += " (default: on --http)"
 	f.StringVar(&o.turn, "turn", "", "run a TURN server on `ADDR:PORT` as well, for clients that only a relay can reach")
-	f.StringVar(&o.media, "media", "", "`ADDR:PORT` for media (default every address of this machine, port 10000)")
-	f.StringArrayVar(&o.advertise, "advertise", nil, "`PUBLIC[:PORT]` that clients behind NAT reach the media port by; repeatable")
 	f.IntVar(&o.bridges, "bridges", 1, "how many bridges to run; bridge `N` uses the media and bridge-http ports plus N")
-	f.StringVar(&o.bridgeHTTP, "bridge-http", "127.0.0.1:8080", "`ADDR` of the bridge's private HTTP")
-	f.StringVar(&o.bridgeWS, "bridge-ws", "", "`ADDR` where bridges take the colibri WebSocket themselves (default: on --http)")
-	f.StringVar(&o.metrics, "metrics", "127.0.0.1:9711", "`ADDR` of /metrics and /debug of everything")
-	f.StringVar(&o.readyFile, "ready-file", "", "write the addresses in use as JSON to `PATH` when everything listens")
-	f.StringVar(&o.logLevel, "log-level", "warn", "debug, info, warn or error")
-	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	return c
 }
 
 // check rejects what no room could use, before anything is started.
 func (o *devOptions) check() error {
-	for _, a := range []struct{ flag, value, example string }{
-		{"http", o.http, "127.0.0.1:8000"}, {"xmpp", o.xmpp, "127.0.0.1:5222"}, {"metrics", o.metrics, "127.0.0.1:9711"},
-		{"media", o.media, "192.0.2.7:10000"}, {"bridge-http", o.bridgeHTTP, "127.0.0.1:8080"}, {"bridge-ws", o.bridgeWS, "127.0.0.1:9090"},
-		{"turn", o.turn, "192.0.2.7:3478"},
-	} {
-		if a.value == "" && (a.flag == "media" || a.flag == "bridge-ws" || a.flag == "turn") {
-			continue
-		}
-		if err := checkAddress(a.value); err != nil {
-			return fmt.Errorf("--%s %s: want ADDR:PORT, for example %s: %w", a.flag, a.value, a.example, err)
-		}
-	}
-	for _, a := range o.advertise {
-		if _, err := netip.ParseAddr(a); err == nil {
-			continue
-		}
-		if _, err := netip.ParseAddrPort(a); err != nil {
-			return fmt.Errorf("--advertise %s: want PUBLIC or PUBLIC:PORT, for example 203.0.113.9:10000", a)
-		}
-	}
-	for _, a := range o.accounts {
-		if name, password, ok := strings.Cut(a, ":"); !ok || name == "" || password == "" {
-			return fmt.Errorf("--account %s: want NAME:PASSWORD", name)
-		}
-	}
 	if o.bridges < 1 || o.bridges > maxBridges {
 		return fmt.Errorf("--bridges %d: want at least 1 and at most %d", o.bridges, maxBridges)
 	}
-	if o.web != "" {
-		if _, err := os.Stat(filepath.Join(o.web, "index.html")); err != nil {
-			return fmt.Errorf("--web %s: there is no index.html; want the folder of an unpacked build of Jitsi Meet's web application", o.web)
-		}
-	}
-	if _, err := jid.New("", o.domain, ""); err != nil {
-		return fmt.Errorf("--domain %s: %w", o.domain, err)
-	}
-	return nil
-}
-
-func checkAddress(s string) error {
-	_, port, err := net.SplitHostPort(s)
-	if err != nil {
-		var reason *net.AddrError
-		if errors.As(err, &reason) {
-			return errors.New(reason.Err)
-		}
-		return err
-	}
-	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
-		return fmt.Errorf("port %s is not a number below 65536", port)
-	}
-	return nil
-}
-
-// newLogger writes to w; level and format are the flags' values.
-func newLogger(w io.Writer, level, format string) (*slog.Logger, error) {
-	var o slog.HandlerOptions
-	var l slog.Level
-	if err := l.UnmarshalText([]byte(level)); err != nil {
-		return nil, fmt.Errorf("--log-level %s: want debug, info, warn or error", level)
-	}
-	o.Level = l
-	switch format {
-	case "text":
-		return slog.New(slog.NewTextHandler(w, &o)), nil
-	case "json":
-		return slog.New(slog.NewJSONHandler(w, &o)), nil
-	}
-	return nil, fmt.Errorf("--log-format %s: want text or json", format)
+	return cmp.Or(o.shardOptions.check(), o.bridgeOptions.check(),
+		checkAddresses(address{"metrics", o.metrics, "127.0.0.1:9711", false}, address{"turn", o.turn, "192.0.2.7:3478", true}))
 }
 
 // A dev is everything that runs in one process.
 type dev struct {
-	o        devOptions
-	log      *slog.Logger
-	registry *prometheus.Registry
-	shard    *signaling.Server
-	bridges  []*bridge.Bridge
-	metrics  net.Listener
-	turn     *turnServer // nil: none
+	o       devOptions
+	log     *slog.Logger
+	ops     *operators
+	shard   *signaling.Server
+	bridges []*bridge.Bridge
+	turn    *turnServer // nil: none
 }
 
 func runDev(ctx context.Context, o devOptions, out io.Writer) error {
@@ -205,13 +96,13 @@ func runDev(ctx context.Context, o devOptions, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	d := &dev{o: o, log: log, registry: prometheus.NewRegistry()}
+	d := &dev{o: o, log: log}
 	if err := d.bind(); err != nil {
 		d.close()
 		return err
 	}
 	if o.readyFile != "" {
-		if err := d.writeReady(o.readyFile); err != nil {
+		if err := d.ready().write(o.readyFile); err != nil {
 			d.close()
 			return err
 		}
@@ -222,31 +113,18 @@ func runDev(ctx context.Context, o devOptions, out io.Writer) error {
 }
 
 // bind makes the rooms, which listen from then on; the shard first, as the bridges report to it.
-func (d *dev) bind() error {
+func (d *dev) bind() (err error) {
+	if d.ops, err = newOperators(d.o.metrics); err != nil {
+		return err
+	}
+	config, err := d.o.room()
+	if err != nil {
+		return err
+	}
 	password := newPassword()
-	account := bridgeAccount + ":" + password
-	config := signaling.Config{
-		Domain:        d.o.domain,
-		HTTP:          d.o.http,
-		XMPP:          d.o.xmpp,
-		Accounts:      append([]string{account}, d.o.accounts...),
-		Web:           web.Handler(),
-		Site:          d.o.web,
-		ConfigJS:      d.o.configJS,
-		BridgeChannel: http.HandlerFunc(d.serveChannel),
-		Metrics:       d.registry,
-		Log:           d.log,
-	}
-	config.Sessions.Hibernation = d.o.hibernation
-	config.Sessions.ResumeKey = []byte(d.o.resumeKey)
-	if d.o.tls {
-		certificate, err := selfSigned(time.Now())
-		if err != nil {
-			return err
-		}
-		config.TLS = &tls.Config{Certificates: []tls.Certificate{certificate}, MinVersion: tls.VersionTLS12}
-	}
-	var err error
+	config.Accounts = append([]string{bridgeAccount + ":" + password}, config.Accounts...)
+	config.BridgeChannel = http.HandlerFunc(d.serveChannel)
+	config.Metrics, config.Log = d.ops.registry, d.log
 	if d.o.turn != "" {
 		if d.turn, err = newTURNServer(d.o.turn, d.o.domain); err != nil {
 			return inUse(err, "turn", d.o.turn)
@@ -263,10 +141,6 @@ func (d *dev) bind() error {
 		}
 		d.bridges = append(d.bridges, b)
 	}
-	if d.metrics, err = net.Listen("tcp", d.o.metrics); err != nil {
-		return inUse(err, "metrics", d.o.metrics)
-	}
-	d.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return nil
 }
 
@@ -294,14 +168,14 @@ func (d *dev) bridgeConfig(i int, password string) bridge.Config {
 			Brewery: "jvbbrewery@internal.auth." + d.o.domain, InsecureTLS: true, // the shard of this very process
 		}},
 		Loopback: true, // for browsers on this machine, which may have no network
-		Metrics:  prometheus.WrapRegistererWith(prometheus.Labels{"bridge": id}, d.registry),
+		Metrics:  prometheus.WrapRegistererWith(prometheus.Labels{"bridge": id}, d.ops.registry),
 		Log:      d.log,
 	}
 	if d.o.media == "" && i > 0 {
 		c.Media = nth(":10000", i)
 	}
 	if d.o.bridgeWS == "" {
-		c.ChannelURL = d.webSocketURL()
+		c.ChannelURL = webSocketURL(d.url())
 	}
 	return c
 }
@@ -328,82 +202,19 @@ func (d *dev) serveChannel(w http.ResponseWriter, r *http.Request) {
 	http.NotFound(w, r)
 }
 
-// url is where a browser finds the shard. A wildcard address is told as one that others can reach.
-func (d *dev) url() string {
-	scheme := "http"
-	if d.o.tls {
-		scheme = "https"
-	}
-	address := d.shard.HTTPAddr().String()
-	host, port, err := net.SplitHostPort(address)
-	if err == nil && net.ParseIP(host).IsUnspecified() {
-		address = net.JoinHostPort(outwardAddress(), port)
-	}
-	return scheme + "://" + address
-}
+func (d *dev) url() string { return shardURL(d.shard, d.o.tls) }
 
-// webSocketURL is the same for WebSockets, without a path.
-func (d *dev) webSocketURL() string { return strings.Replace(d.url(), "http", "ws", 1) }
-
-// inUse turns a busy port into advice; pairs are flags with their addresses.
-func inUse(err error, pairs ...string) error {
-	if !errors.Is(err, syscall.EADDRINUSE) && !errors.Is(err, udp.ErrInUse) {
-		return err
-	}
-	var op *net.OpError
-	for i := 0; i+1 < len(pairs); i += 2 {
-		flag, address := pairs[i], pairs[i+1]
-		if errors.As(err, &op) && op.Addr != nil && op.Addr.String() == address || flag == "media" && errors.Is(err, udp.ErrInUse) {
-			if address == "" {
-				address = "a port for media, 10000 or one after it,"
-			}
-			return fmt.Errorf("%s is in use: stop the program that has it, or choose another address with --%s", address, flag)
-		}
-	}
-	return err
-}
-
-// A readyFile says where everything listens; programs that start plenum read it.
-type readyFile struct {
-	HTTP       string        `json:"http"`
-	WS         string        `json:"ws"`
-	XMPP       string        `json:"xmpp"`
-	Media      string        `json:"media"`
-	BridgeHTTP string        `json:"bridge_http"`
-	Metrics    string        `json:"metrics"`
-	Domain     string        `json:"domain"`
-	PID        int           `json:"pid"`
-	Bridges    []readyBridge `json:"bridges"`
-}
-
-type readyBridge struct {
-	Media      string `json:"media"`
-	BridgeHTTP string `json:"bridge_http"`
-	RelayID    string `json:"relay_id"`
-}
-
-// writeReady writes the file whole, so that who sees it can read all of it.
-func (d *dev) writeReady(path string) error {
+// ready says where everything listens.
+func (d *dev) ready() readyFile {
 	r := readyFile{
-		HTTP:    d.url(),
-		WS:      d.webSocketURL() + "/xmpp-websocket",
-		XMPP:    d.shard.XMPPAddr().String(),
-		Metrics: "http://" + d.metrics.Addr().String(),
-		Domain:  d.o.domain,
-		PID:     os.Getpid(),
+		HTTP: d.url(), WS: webSocketURL(d.url()) + "/xmpp-websocket", XMPP: d.shard.XMPPAddr().String(),
+		Metrics: d.ops.url(), Domain: d.o.domain,
 	}
 	for _, b := range d.bridges {
-		r.Bridges = append(r.Bridges, readyBridge{b.MediaAddrs()[0].String(), "http://" + b.HTTPAddr().String(), b.ID()})
+		r.Bridges = append(r.Bridges, readyOf(b))
 	}
 	r.Media, r.BridgeHTTP = r.Bridges[0].Media, r.Bridges[0].BridgeHTTP
-	text, err := json.MarshalIndent(r, "", "  ")
-	if err != nil {
-		return err
-	}
-	if err := renameio.WriteFile(path, append(text, '\n'), 0o644); err != nil {
-		return fmt.Errorf("--ready-file %s: %w", path, err)
-	}
-	return nil
+	return r
 }
 
 // run serves until ctx is cancelled or a part fails. The shard goes first, so that clients hear from it
@@ -420,39 +231,18 @@ func (d *dev) run(ctx context.Context) error {
 	for _, b := range d.bridges {
 		g.Go(func() error { return b.Run(bridges) })
 	}
-	private := &http.Server{Handler: d.private(), ReadHeaderTimeout: 5 * time.Second}
-	g.Go(func() error {
-		if err := private.Serve(d.metrics); !errors.Is(err, http.ErrServerClosed) {
-			return err
-		}
-		return nil
-	})
+	g.Go(func() error { return d.ops.serve(d.shard.DebugHandler()) })
 	g.Go(func() error {
 		<-ctx.Done()
-		overdue := time.AfterFunc(stopLimit, func() {
-			d.log.Error("the stop took too long and was cut short", "limit", stopLimit)
-			os.Exit(1)
-		})
-		defer overdue.Stop()
+		defer overdue(d.log).Stop()
 		<-shardGone
 		stop()
 		if d.turn != nil {
 			d.turn.Close()
 		}
-		return private.Close()
+		return d.ops.server.Close()
 	})
 	return g.Wait()
-}
-
-// private serves what is for operators only: metrics, debug state, profiles.
-func (d *dev) private() http.Handler {
-	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(d.registry, promhttp.HandlerOpts{EnableOpenMetrics: true}))
-	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
-	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
-	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
-	mux.Handle("GET /debug/", d.shard.DebugHandler())
-	return mux
 }
 
 // close releases what is bound when the start fails half-way.
@@ -463,8 +253,8 @@ func (d *dev) close() {
 	if d.shard != nil {
 		d.shard.Close()
 	}
-	if d.metrics != nil {
-		d.metrics.Close()
+	if d.ops != nil {
+		d.ops.listener.Close()
 	}
 	if d.turn != nil {
 		d.turn.Close()

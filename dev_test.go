@@ -17,10 +17,9 @@ func startDev(t *testing.T, change ...func(*devOptions)) readyFile {
 	t.Helper()
 	ready := filepath.Join(t.TempDir(), "ready.json")
 	const free = "127.0.0.1:0"
-	o := devOptions{
-		http: free, xmpp: free, metrics: free, media: free, bridgeHTTP: free,
-		domain: "localhost", bridges: 1, readyFile: ready, logLevel: "warn", logFormat: "text",
-	}
+	o := devOptions{bridges: 1}
+	o.http, o.xmpp, o.metrics, o.media, o.bridgeHTTP = free, free, free, free, free
+	o.domain, o.readyFile, o.logLevel, o.logFormat = "localhost", ready, "warn", "text"
 	for _, f := range change {
 		f(&o)
 	}

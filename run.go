@@ -18,7 +18,7 @@ func runCommand() *cobra.Command {
 		Use:   "run",
 		Short: "Run one part of a host, as units and Nomad do",
 	}
-	c.AddCommand(runOverlayCommand())
+	c.AddCommand(runOverlayCommand(), runSignalingCommand(), runBridgeCommand())
 	return c
 }
 
