@@ -59,6 +59,11 @@ var (
 
 // Sign makes the envelope of r.
 func Sign(key ed25519.PrivateKey, r Record) ([]byte, error) {
+	return SignWith(func(b []byte) ([]byte, error) { return ed25519.Sign(key, b), nil }, r)
+}
+
+// SignWith makes the envelope of r where the key is somewhere else: sign returns the Ed25519 signature of its argument.
+func SignWith(sign func([]byte) ([]byte, error), r Record) ([]byte, error) {
 	raw, err := json.Marshal(r)
 	if err != nil {
 		return nil, err
@@ -67,7 +72,11 @@ func Sign(key ed25519.PrivateKey, r Record) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return json.Marshal(Envelope{JSON: body, Sig: ed25519.Sign(key, append([]byte(signedAs), body...))})
+	sig, err := sign(append([]byte(signedAs), body...))
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(Envelope{JSON: body, Sig: sig})
 }
 
 // Verify returns the record in an envelope. Unknown fields are signed as well, and ignored.
