@@ -138,7 +138,7 @@ type node struct {
 	key     *ecdh.PrivateKey // Nebula's
 	wg      *ecdh.PrivateKey
 	cert    cert.Certificate
-	public  netip.Addr // stable address, for servers
+	public  []netip.Addr // stable addresses, for servers
 	process *netlab.Process
 }
 
@@ -182,7 +182,7 @@ func (c *cluster) adopt(h *netlab.Host, link *netlab.Link, roles ...string) *nod
 		Control: overlay.PlaneConfig{Backend: c.backend[overlay.Control], Prefix: controlPrefix, Address: n.record.Control, Port: 4242},
 		Media:   overlay.PlaneConfig{Backend: c.backend[overlay.Media], Prefix: mediaPrefix, Address: n.record.Media, Port: 51820}}
 	if slices.Contains(roles, "server") {
-		n.public = link.Addr(h)
+		n.public = []netip.Addr{link.Addr(h)}
 	}
 	check(c.t, os.MkdirAll(filepath.Join(n.root, "var/lib/plenum"), 0o755))
 	n.certify(time.Hour)
@@ -251,9 +251,8 @@ func (c *cluster) publish() {
 		signed, err := roster.Sign(c.authority.roster, n.record)
 		check(c.t, err)
 		l.Hosts[n.Name()] = signed
-		if n.public.IsValid() {
-			l.Endpoints[n.Name()] = roster.Endpoints{Control: []netip.AddrPort{netip.AddrPortFrom(n.public, n.cfg.Control.Port)},
-				Media: []netip.AddrPort{netip.AddrPortFrom(n.public, n.cfg.Media.Port)}}
+		if len(n.public) > 0 {
+			l.Endpoints[n.Name()] = n.endpoints()
 		}
 	}
 	for _, g := range c.ghosts {
@@ -262,6 +261,15 @@ func (c *cluster) publish() {
 		l.Hosts[g.Host] = signed
 	}
 	c.list(l)
+}
+
+// endpoints are the hints of a server.
+func (n *node) endpoints() (e roster.Endpoints) {
+	for _, a := range n.public {
+		e.Control = append(e.Control, netip.AddrPortFrom(a, n.cfg.Control.Port))
+		e.Media = append(e.Media, netip.AddrPortFrom(a, n.cfg.Media.Port))
+	}
+	return e
 }
 
 func (c *cluster) list(l roster.Listing) {

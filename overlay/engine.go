@@ -31,7 +31,7 @@ type engine struct {
 	since time.Time
 
 	planes   map[Plane]*plane
-	hints    map[string]roster.Endpoints // from sources, unsigned
+	hints    map[string]map[string]roster.Endpoints // by source and host, unsigned
 	problems map[string]string
 	dropped  uint64 // by the guard, as of the last look
 	alarmed  string // what was logged last of the sentences
@@ -84,7 +84,7 @@ type peer struct {
 
 func newEngine(cfg Config, o *Options, shell *process) *engine {
 	return &engine{o: o, log: o.Log, shell: shell, cfg: cfg, book: roster.NewBook(cfg.Roster.Key), since: time.Now(),
-		planes: map[Plane]*plane{}, hints: map[string]roster.Endpoints{}, problems: map[string]string{}, switched: map[string][32]byte{}}
+		planes: map[Plane]*plane{}, hints: map[string]map[string]roster.Endpoints{}, problems: map[string]string{}, switched: map[string][32]byte{}}
 }
 
 // start guards the prefixes before there is anything to guard, then brings the planes up. Only the guard is
@@ -321,7 +321,7 @@ func (e *engine) endpoints(p *plane, q *peer) []netip.AddrPort {
 			all = append(all, a)
 		}
 	}
-	for _, h := range []roster.Endpoints{e.hints[q.host], e.cfg.Endpoints[q.host]} {
+	for _, h := range []roster.Endpoints{e.hints["consul"][q.host], e.hints["file"][q.host], e.cfg.Endpoints[q.host]} {
 		for _, a := range map[Plane][]netip.AddrPort{Control: h.Control, Media: h.Media}[p.name] {
 			add(a)
 		}
@@ -357,19 +357,16 @@ func (e *engine) blocklist(configured []string) []string {
 	return slices.Compact(all)
 }
 
-// listing takes in what a source says.
-func (e *engine) listing(l roster.Listing, err error, now time.Time) {
-	e.problem("roster", err)
+// listing takes in what a source says. One that fails or ends takes nothing back.
+func (e *engine) listing(source string, l roster.Listing, err error, now time.Time) {
+	e.problem("roster "+source, err)
 	if err != nil {
-		e.log.Warn("roster source", "err", err)
 		return
 	}
-	changed := !maps.EqualFunc(e.hints, l.Endpoints, func(a, b roster.Endpoints) bool {
+	changed := !maps.EqualFunc(e.hints[source], l.Endpoints, func(a, b roster.Endpoints) bool {
 		return slices.Equal(a.Control, b.Control) && slices.Equal(a.Media, b.Media)
 	})
-	if e.hints = l.Endpoints; e.hints == nil {
-		e.hints = map[string]roster.Endpoints{}
-	}
+	e.hints[source] = l.Endpoints
 	var fresh []string
 	for host, envelope := range l.Hosts {
 		if e.enter(host, envelope) {

@@ -104,15 +104,22 @@ func TestKilledNothingInClear(t *testing.T) {
 	}
 }
 
-// TestKilledComesBack kills a process and starts it again. On an idle machine it takes a second; on a busy one a
-// handshake may have to be repeated, which WireGuard does after five.
+// TestKilledComesBack kills a process and starts it again. It takes less than a second, unless the machine is so busy
+// that a handshake has to be repeated.
 func TestKilledComesBack(t *testing.T) {
-	c, _, a, z := trio(t, nil)
+	c := newCluster(t, nil)
+	sw := c.lab.Switch("net")
+	c.add("server", sw, "server")
+	a, z := c.add("ber-1", sw, "bridge"), c.add("muc-1", sw, "bridge")
+	c.every = "5s" // as it comes
+	c.start()
+	c.up(20 * time.Second)
 	before := rules(t, a)
-	for range 3 {
+	best := time.Hour
+	for range 5 {
 		a.process.Kill()
 		a.start()
-		d := eventually(t, 10*time.Second, func() error {
+		d := eventually(t, 20*time.Second, func() error {
 			for _, p := range overlay.Planes {
 				if !a.path(p, z).Up {
 					return fmt.Errorf("%s is down", p)
@@ -121,8 +128,12 @@ func TestKilledComesBack(t *testing.T) {
 			return nil
 		})
 		t.Logf("back after %s", d)
+		best = min(best, d)
 	}
-	c.up(10 * time.Second)
+	if best > time.Second && !slow {
+		t.Errorf("back after %s at best", best)
+	}
+	c.up(20 * time.Second)
 	if after := rules(t, a); after != before {
 		t.Errorf("rules before:\n%s\nafter:\n%s", before, after)
 	}

@@ -50,12 +50,13 @@ type ping struct {
 }
 
 const (
-	retry      = time.Second      // between probes of a path that is not up
-	patience   = 30 * time.Second // after which a path that is down is probed as seldom as one that is up
-	lostAfter  = 3                // probes in a row
-	tellTries  = 3                // probes of one size before it counts as too large
-	precision  = 8                // bytes between a size that passes and one that does not
-	remeasure  = 10 * time.Minute // routes change
+	retry      = time.Second            // between probes of a path that is not up
+	hurry      = 200 * time.Millisecond // and just after it was lost, or at the start: a handshake is under way
+	patience   = 30 * time.Second       // after which a path that is down is probed as seldom as one that is up
+	lostAfter  = 3                      // probes in a row
+	tellTries  = 3                      // probes of one size before it counts as too large
+	precision  = 8                      // bytes between a size that passes and one that does not
+	remeasure  = 10 * time.Minute       // routes change
 	leastWait  = 300 * time.Millisecond
 	smallProbe = 0
 )
@@ -86,7 +87,10 @@ func (p *path) Tick(now time.Time) []ping {
 		return out
 	}
 	every := p.every
-	if !p.up && now.Sub(p.since) < patience || p.misses > 0 && p.up {
+	switch down := now.Sub(p.since); {
+	case !p.up && down < 10*hurry:
+		every = min(hurry, p.every)
+	case !p.up && down < patience || p.up && p.misses > 0:
 		every = min(retry, p.every)
 	}
 	p.next = now.Add(every)

@@ -161,19 +161,19 @@ func (p *process) watch(cfg Config) {
 	p.watched = cfg.Roster
 	ctx, cancel := context.WithCancel(p.ctx)
 	p.sources = cancel
-	var all []roster.Source
+	all := map[string]roster.Source{}
 	if f := cfg.Roster.File; f != "" {
-		all = append(all, roster.File{Path: f})
+		all["file"] = roster.File{Path: f}
 	}
 	if a := cfg.Roster.Consul; a != "" {
-		all = append(all, roster.Consul{Address: a, TokenFile: cfg.Roster.Token})
+		all["consul"] = roster.Consul{Address: a, TokenFile: cfg.Roster.Token}
 	}
-	for _, s := range all {
+	for name, s := range all {
 		p.group.Go(func() {
 			s.Watch(ctx, func(l roster.Listing, err error) {
 				p.post(func() {
 					if ctx.Err() == nil {
-						p.engine.listing(l, err, time.Now())
+						p.engine.listing(name, l, err, time.Now())
 					}
 				})
 			})

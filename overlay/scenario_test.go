@@ -5,11 +5,9 @@ package overlay_test
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"fmt"
 	"net"
 	"net/netip"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -212,102 +210,6 @@ func TestRollover(t *testing.T) {
 	}
 }
 
-// TestShared (E31) floods media with twice what the uplink carries. Control keeps its pace when media is shaped, and
-// does not when it is not: the test sees both.
-func TestShared(t *testing.T) {
-	c, _, a, z := trio(t, nil)
-	a.link.ImpairFrom(a.Host, netlab.Impairment{Rate: 20 * netlab.Mbit, Queue: time.Second}) // as home routers are
-	const limit = 200 * time.Millisecond
-	a.cfg.Uplink = 20_000_000
-	a.reload()
-	shaped, lost := c.gossip(a, z)
-	t.Logf("shaped: p99 %s, %d of 100 lost", shaped, lost)
-	if shaped > limit || lost > 1 {
-		t.Errorf("beside media control takes %s at p99, %d of 100 lost", shaped, lost)
-	}
-	a.cfg.Uplink = 0
-	a.reload()
-	open, lost := c.gossip(a, z)
-	t.Logf("not shaped: p99 %s, %d of 100 lost", open, lost)
-	if open <= limit && lost <= 1 {
-		t.Errorf("without shaping control takes %s at p99, %d of 100 lost: this test has no teeth", open, lost)
-	}
-}
-
-// gossip floods media from a to z with 40 Mbit/s and asks z by control a hundred times meanwhile.
-func (c *cluster) gossip(a, z *node) (p99 time.Duration, lost int) {
-	c.t.Helper()
-	sink, err := z.ListenPacket("udp", netip.AddrPortFrom(z.record.Media, 7000).String())
-	check(c.t, err)
-	defer sink.Close()
-	echo, err := z.ListenPacket("udp", netip.AddrPortFrom(z.record.Control, 7000).String())
-	check(c.t, err)
-	defer echo.Close()
-	go func() {
-		b := make([]byte, 100)
-		for {
-			n, from, err := echo.ReadFrom(b)
-			if err != nil {
-				return
-			}
-			echo.WriteTo(b[:n], from)
-		}
-	}()
-	flood, err := a.ListenPacket("udp", netip.AddrPortFrom(a.record.Media, 0).String())
-	check(c.t, err)
-	ask, err := a.ListenPacket("udp", netip.AddrPortFrom(a.record.Control, 0).String())
-	check(c.t, err)
-	defer ask.Close()
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		defer flood.Close()
-		tick := time.NewTicker(2 * time.Millisecond)
-		defer tick.Stop()
-		start, sent := time.Now(), 0
-		for b := make([]byte, 1200); ctx.Err() == nil; <-tick.C {
-			for ; sent < int(time.Since(start).Seconds()*40e6/8/1200); sent++ {
-				flood.WriteTo(b, sink.LocalAddr())
-			}
-		}
-	}()
-	defer func() { cancel(); flood.Close(); <-done }()
-	var all []time.Duration
-	b := make([]byte, 100)
-	for i := range uint32(130) {
-		start := time.Now()
-		ask.WriteTo(append(binary.BigEndian.AppendUint32(nil, i), make([]byte, 60)...), echo.LocalAddr())
-		ask.SetReadDeadline(start.Add(500 * time.Millisecond))
-		for {
-			n, _, err := ask.ReadFrom(b)
-			if err != nil {
-				if i >= 30 {
-					lost++
-				}
-				if lost >= 10 {
-					return time.Hour, lost // it is plain by now
-				}
-				break
-			}
-			if n >= 4 && binary.BigEndian.Uint32(b) == i {
-				if i >= 30 { // the queue takes a moment to fill
-					all = append(all, time.Since(start))
-				}
-				break
-			}
-		}
-		if d := 20*time.Millisecond - time.Since(start); d > 0 {
-			time.Sleep(d)
-		}
-	}
-	slices.Sort(all)
-	if len(all) == 0 {
-		return time.Hour, lost
-	}
-	return all[len(all)*99/100], lost
-}
-
 // TestBlackHole (E32) has a path swallow what is larger than 1,280 bytes: both planes find that out, and what a room
 // sends gets through, in one piece where it fits.
 func TestBlackHole(t *testing.T) {
@@ -389,9 +291,87 @@ func TestNAT(t *testing.T) {
 		}
 		return nil
 	})
+	// Two behind the same NAT need nobody in between.
+	eventually(t, 40*time.Second, func() error {
+		for _, plane := range overlay.Planes {
+			if p := a.path(plane, b); !p.Up || p.Route != overlay.Direct {
+				return fmt.Errorf("home-1 reaches home-2 by %s: %+v", plane, p)
+			}
+		}
+		return nil
+	})
 	for _, p := range z.status().Paths {
 		t.Logf("%s to %s by %s: %s %s up=%t", z.Name(), p.Host, p.Plane, p.Route, p.Relay, p.Up)
 	}
+}
+
+// TestFamilies joins a host that has IPv6 only and one that has IPv4 only, by a server that has both.
+func TestFamilies(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, nil)
+	four, six := c.lab.Switch("four", netip.MustParsePrefix("198.51.100.0/24")), c.lab.Switch("six", netip.MustParsePrefix("2001:db8:6::/64"))
+	server := c.add("server", four, "server")
+	second := c.lab.Link(server.Host, six, netlab.LinkConfig{})
+	server.public = append(server.public, second.Addr(server.Host))
+	a, b := c.add("six-1", six, "bridge"), c.add("six-2", six, "bridge")
+	z := c.add("four-1", four, "bridge")
+	if !a.Addr().Is6() || !z.Addr().Is4() {
+		t.Fatalf("hosts at %s and %s", a.Addr(), z.Addr())
+	}
+	c.start()
+	c.up(40 * time.Second)
+	eventually(t, 30*time.Second, func() error {
+		for _, plane := range overlay.Planes {
+			if p := a.path(plane, b); p.Route != overlay.Direct || !p.Remote.Addr().Is6() {
+				return fmt.Errorf("between two with IPv6 by %s: %+v", plane, p)
+			}
+			if p := a.path(plane, z); p.Route != overlay.Relayed || p.Relay != "server" {
+				return fmt.Errorf("from IPv6 to IPv4 by %s: %+v", plane, p)
+			}
+		}
+		return nil
+	})
+}
+
+// TestStranger has a host come with a certificate of another authority and a WireGuard key that is not in its record. It
+// gets nowhere, whatever it knows of the others, and they go on.
+func TestStranger(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, nil)
+	sw := c.lab.Switch("net")
+	server, a, z := c.add("server", sw, "server"), c.add("ber-1", sw, "bridge"), c.add("stranger", sw, "bridge")
+	right, key := c.authority.ca, c.authority.caKey
+	c.authority.ca, c.authority.caKey = newCA(t, "another")
+	z.certify(time.Hour)
+	c.authority.ca, c.authority.caKey = right, key
+	z.wg = x25519(t)
+	c.start()
+	c.connected(20*time.Second, server, a)
+	capture := z.link.Capture(netlab.CaptureConfig{})
+	knocks := []*flow{c.send(z, a, overlay.Control, 50), c.send(z, a, overlay.Media, 50)}
+	eventually(t, 20*time.Second, func() error { // long enough for many handshakes
+		if sent, _ := knocks[0].counts(); sent < 400 {
+			return fmt.Errorf("%d sent", sent)
+		}
+		return nil
+	})
+	for _, n := range c.nodes {
+		for _, p := range n.status().Paths {
+			if p.Up && (n == z || p.Host == z.Name()) {
+				t.Errorf("%s reaches %s by %s", n.Name(), p.Host, p.Plane)
+			}
+		}
+	}
+	for i, f := range knocks {
+		if _, got := f.counts(); got > 0 {
+			t.Errorf("%d packets of flow %d arrived", got, i)
+		}
+	}
+	check(t, capture.Stop())
+	if all, _ := capture.Seen(); all < 20 {
+		t.Errorf("it has not even tried: %d frames", all)
+	}
+	c.connected(time.Second, server, a)
 }
 
 // TestRenumbered changes a host's address under live tunnels, as providers do every night.

@@ -116,6 +116,9 @@ func (c Consul) query(ctx context.Context, client *api.Client, prefix string, in
 	if err != nil {
 		return nil, 0, err
 	}
+	if meta.ResultsFilteredByACLs { // it would look as if there were no hosts
+		return nil, 0, fmt.Errorf("the token in %q may not read %s; it needs key_prefix %q { policy = \"read\" }", c.TokenFile, prefix, prefix)
+	}
 	return pairs, meta.LastIndex, nil
 }
 
