@@ -41,8 +41,8 @@ func newBrowser(t *testing.T, more ...chromedp.ExecAllocatorOption) *browser {
 type tab struct {
 	t    *testing.T
 	name string
-	ctx  context.Context
-	stop context.CancelFunc
+	run  func(ctx context.Context, script string) (text string, err error) // evaluates to a promise of a text
+	stop func()
 }
 
 // camera replaces the devices of a page: a picture of one colour at 15 frames a second, and a tone.
@@ -76,14 +76,20 @@ func (b *browser) open(t *testing.T, name, url, colour string) *tab {
 	if err := chromedp.Do(ctx, chromedp.Navigate(url)); err != nil {
 		t.Fatalf("%s: %v", name, err)
 	}
-	return &tab{t, name, ctx, stop}
+	run := func(limit context.Context, script string) (string, error) {
+		ctx, cancel := context.WithCancel(ctx)
+		defer context.AfterFunc(limit, cancel)()
+		defer cancel()
+		return chromedp.Run(ctx, chromedp.Evaluate[string](script, chromedp.EvalAwaitPromise))
+	}
+	return &tab{t, name, run, stop}
 }
 
 // eval evaluates an expression, which may be a promise, into out.
 func (p *tab) eval(expression string, out any) error {
-	ctx, cancel := context.WithTimeout(p.ctx, 15*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
 	defer cancel()
-	text, err := chromedp.Run(ctx, chromedp.Evaluate[string](`(async () => JSON.stringify(await (`+expression+`) ?? null))()`, chromedp.EvalAwaitPromise))
+	text, err := p.run(ctx, `(async () => JSON.stringify(await (`+expression+`) ?? null))()`)
 	if err != nil {
 		return fmt.Errorf("%s: %s: %w", p.name, expression, err)
 	}
@@ -106,7 +112,10 @@ func (p *tab) until(expression string, limit time.Duration) {
 		}
 	}
 	var state any
-	_ = p.eval(`({notice: document.getElementById('notice').textContent, tiles: [...document.querySelectorAll('.tile')].map(t => t.className + ' ' + t.dataset.endpoint + ' ' + t.textContent)})`, &state)
+	_ = p.eval(`(async () => ({notice: document.getElementById('notice').textContent,
+		tiles: [...document.querySelectorAll('.tile')].map(t => t.className + ' ' + t.dataset.endpoint + ' ' + t.textContent),
+		rtp: [...(await plenum.media?.stats() ?? new Map()).values()].filter(s => s.type.endsWith('bound-rtp'))
+			.map(s => [s.type, s.kind, s.ssrc, s.packetsSent ?? s.packetsReceived, s.framesEncoded ?? s.framesDecoded, s.keyFramesDecoded, s.pliCount].join(' '))}))()`, &state)
 	p.t.Fatalf("%s: not within %s: %s\nlast error: %s\npage: %v", p.name, limit, expression, last, state)
 }
 

@@ -6,7 +6,12 @@ import { Media, MediaHandler } from './media';
 import { Stream } from './stream';
 
 /** What /config.js leaves on the page; a stock Jitsi Meet reads the same object. */
-export interface Config { hosts: { domain: string; muc: string; focus?: string }; websocket: string }
+export interface Config {
+  hosts: { domain: string; muc: string; focus?: string };
+  websocket: string;
+  /** Names of codecs, the best first. */
+  videoQuality?: { codecPreferenceOrder?: string[] };
+}
 
 export interface Participant { id: string; name: string; muted: Record<string, boolean> }
 
@@ -37,12 +42,17 @@ export class Conference {
   private sid = '';
   private media?: Media;
   private sources: Record<string, { muted: boolean; videoType?: string }> = {};
+  /** Codecs that this browser sends, the best first, and those that each of the others can show. */
+  private readonly codecs: string[];
+  private readonly shown = new Map<string, string[]>();
   private joined = false;
   private rejoins = 0;
 
   constructor(private readonly config: Config, room: string, private name: string, private readonly local: MediaStream,
               private readonly handler: ConferenceHandler) {
     this.room = `${room.toLowerCase()}@${config.hosts.muc}`;
+    const able = RTCRtpSender.getCapabilities('video')?.codecs.map(c => c.mimeType.slice('video/'.length).toLowerCase()) ?? [];
+    this.codecs = (config.videoQuality?.codecPreferenceOrder ?? ['vp8']).map(c => c.toLowerCase()).filter(c => able.includes(c));
     const url = new URL(config.websocket, location.href);
     url.protocol = url.protocol.replace('http', 'ws');
     url.searchParams.set('room', room.toLowerCase());
@@ -93,8 +103,13 @@ export class Conference {
     this.stream.send(el(NS.client, 'presence', { to: `${this.room}/${this.id}` }, join,
       el(NS.caps, 'c', { hash: 'sha-1', node: NODE, ver: this.ver }),
       el(NS.client, 'SourceInfo', {}, JSON.stringify(this.sources)),
-      el(NS.client, 'jitsi_participant_codecList', {}, 'vp8'),
+      el(NS.client, 'jitsi_participant_codecList', {}, this.codecs.join(',')),
       el(NS.nick, 'nick', {}, this.name)));
+  }
+
+  /** The best codec that everybody can show; who does not say has VP8. */
+  private codec(): string {
+    return this.codecs.find(c => [...this.shown.values()].every(s => s.includes(c))) ?? 'vp8';
   }
 
   private receive(s: Element): void {
@@ -114,7 +129,11 @@ export class Conference {
     if (type === 'error') return this.end('the room refused us: ' + (child(p, 'error')?.firstElementChild?.localName ?? 'error'));
     if (type === 'unavailable') {
       if (id === this.id) this.end('we were removed from the room');
-      else if (id !== 'focus') this.handler.left(id);
+      else if (id !== 'focus') {
+        this.handler.left(id);
+        this.shown.delete(id);
+        this.media?.prefer(this.codec());
+      }
       return;
     }
     if (id === 'focus') return;
@@ -125,6 +144,8 @@ export class Conference {
       }
       return;
     }
+    this.shown.set(id, (child(p, 'jitsi_participant_codecList')?.textContent || 'vp8').split(','));
+    this.media?.prefer(this.codec());
     const info: Record<string, { muted?: boolean }> = JSON.parse(child(p, 'SourceInfo')?.textContent || '{}');
     this.handler.participant({ id, name: child(p, 'nick')?.textContent || 'Guest',
       muted: Object.fromEntries(['a0', 'v0'].map(s => [`${id}-${s}`, info[`${id}-${s}`]?.muted !== false])) });
@@ -146,7 +167,7 @@ export class Conference {
   private async accept(offer: Element, focus: string): Promise<void> {
     this.hangUp();
     this.sid = attr(offer, 'sid');
-    const media = this.media = new Media(offer, this.id, this.handler);
+    const media = this.media = new Media(offer, this.id, this.codec(), this.handler);
     this.handler.session(media);
     const accept = await media.accept(this.local, this.stream.jid);
     await this.stream.iq('set', focus, accept);

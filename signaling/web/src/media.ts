@@ -3,11 +3,14 @@
 import { attr, child, children } from './xml';
 import { Mapping, Section, remoteOffer, sessionAccept, withSimulcast } from './sdp';
 
-/** Heights at which the camera is sent, lowest first, when it starts at 720 lines. */
-const ENCODINGS: RTCRtpEncodingParameters[] = [
-  { scaleResolutionDownBy: 4, maxBitrate: 200_000 },
-  { scaleResolutionDownBy: 2, maxBitrate: 500_000 },
-  { scaleResolutionDownBy: 1, maxBitrate: 1_500_000 },
+/**
+ * Heights at which the camera is sent, lowest first, when it starts at 720 lines: each with three frame rates, and
+ * none built on another, which is said because VP9 and AV1 would have one stream of many layers otherwise.
+ */
+const ENCODINGS: (RTCRtpEncodingParameters & { scalabilityMode: string })[] = [
+  { scaleResolutionDownBy: 4, maxBitrate: 200_000, scalabilityMode: 'L1T3' },
+  { scaleResolutionDownBy: 2, maxBitrate: 500_000, scalabilityMode: 'L1T3' },
+  { scaleResolutionDownBy: 1, maxBitrate: 1_500_000, scalabilityMode: 'L1T3' },
 ];
 
 export interface MediaHandler {
@@ -28,7 +31,8 @@ export class Media {
   private work: Promise<void> = Promise.resolve();
   private camera?: RTCRtpSender;
 
-  constructor(private readonly offer: Element, private readonly id: string, private readonly handler: MediaHandler) {
+  /** The camera is sent with codec, in lower case, if the offer has it. */
+  constructor(private readonly offer: Element, private readonly id: string, private codec: string, private readonly handler: MediaHandler) {
     this.pc.ontrack = e => this.arrived(e);
   }
 
@@ -55,11 +59,19 @@ export class Media {
     this.tell({ colibriClass: 'ReceiverVideoConstraints', lastN: -1, onStageSources: onStage, defaultConstraints: { maxHeight: 180 }, constraints });
   }
 
+  /** Sends the camera with another codec from now on. */
+  prefer(codec: string): void {
+    if (codec === this.codec) return;
+    this.codec = codec;
+    this.work = this.work.then(() => this.negotiate()).catch(e => console.error('plenum: the codec could not be changed:', e));
+  }
+
   stats(): Promise<RTCStatsReport> { return this.pc.getStats(); }
 
   /** One round of remote and local description; rounds are done one after the other. */
   private async negotiate(): Promise<void> {
-    const sdp = remoteOffer(this.offer, this.sections, this.version++);
+    if (this.pc.signalingState === 'closed') return;
+    const sdp = remoteOffer(this.offer, this.sections, this.codec, this.version++);
     await this.pc.setRemoteDescription({ type: 'offer', sdp });
     const answer = await this.pc.createAnswer();
     await this.pc.setLocalDescription({ type: 'answer', sdp: 'chrome' in window ? withSimulcast(answer.sdp!, this.layers) : answer.sdp });
@@ -94,7 +106,7 @@ export class Media {
         this.sections.push({ mid: mapping.mid || String(3 + this.sections.length), kind, mapping });
         fresh = true;
       }
-      if (fresh && this.pc.signalingState !== 'closed') await this.negotiate();
+      if (fresh) await this.negotiate();
     }).catch(e => console.error('plenum: remote sources could not be set up:', e));
   }
 

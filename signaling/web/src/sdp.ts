@@ -9,8 +9,8 @@ export interface Section { mid: string; kind: 'audio' | 'video'; mapping: Mappin
 
 const MIDS: Record<string, string> = { audio: '0', video: '1', data: '2' };
 
-/** The offer of the focus as SDP, with one sendonly section for each remote source. */
-export function remoteOffer(jingle: Element, sections: Section[], version: number): string {
+/** The offer of the focus as SDP, with codec first for our camera, and one sendonly section for each remote source. */
+export function remoteOffer(jingle: Element, sections: Section[], codec: string, version: number): string {
   const contents = children(jingle, 'content');
   const mids = [...contents.map(c => MIDS[attr(c, 'name')]), ...sections.map(s => s.mid)];
   const lines = ['v=0', `o=- 1 ${version} IN IP4 0.0.0.0`, 's=-', 't=0 0', `a=group:BUNDLE ${mids.join(' ')}`,
@@ -19,7 +19,7 @@ export function remoteOffer(jingle: Element, sections: Section[], version: numbe
   for (const c of contents) {
     const name = attr(c, 'name');
     if (name === 'data') lines.push(...data(c));
-    else lines.push(...media(c, MIDS[name], 'sendrecv'), ...own.filter(s => s.kind === name).map(s => `a=ssrc:${s.ssrc} msid:${s.msid}`));
+    else lines.push(...media(c, MIDS[name], 'sendrecv', codec), ...own.filter(s => s.kind === name).map(s => `a=ssrc:${s.ssrc} msid:${s.msid}`));
   }
   for (const s of sections) {
     const c = contents.find(c => attr(c, 'name') === s.kind)!;
@@ -36,9 +36,10 @@ function bridgeSources(jingle: Element): { kind: string; ssrc: number; msid: str
   return [...list('video', video), ...list('audio', audio)];
 }
 
-function media(content: Element, mid: string, direction: string): string[] {
+function media(content: Element, mid: string, direction: string, codec = ''): string[] {
   const d = child(content, 'description')!;
-  const types = children(d, 'payload-type');
+  const isFirst = (t: Element) => Number(attr(t, 'name').toLowerCase() === codec);
+  const types = children(d, 'payload-type').sort((a, b) => isFirst(b) - isFirst(a));
   const lines = [`m=${attr(d, 'media')} 9 UDP/TLS/RTP/SAVPF ${types.map(t => attr(t, 'id')).join(' ')}`, 'c=IN IP4 0.0.0.0'];
   lines.push(...transport(content), `a=mid:${mid}`, `a=${direction}`, 'a=rtcp-mux', 'a=rtcp-rsize');
   for (const e of children(d, 'rtp-hdrext')) lines.push(`a=extmap:${attr(e, 'id')} ${attr(e, 'uri')}`);
