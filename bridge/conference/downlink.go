@@ -16,7 +16,10 @@ import (
 const (
 	paceTick = 5 * time.Millisecond
 	// paceFactor is how much faster than the estimate bursts go out.
-	paceFactor = 2.5
+	paceFactor = 1.5
+	// firstLimit is for the moment in which an estimate is still to come, in bits per second.
+	firstLimit = 2_500_000
+	firstFor   = time.Second
 
 	// A budget goes down at once, and up when it has been higher by raiseBy for raiseAfter; in the first settleFor of
 	// a connection without waiting.
@@ -84,10 +87,18 @@ func (e *Endpoint) transmit(header, payload []byte, t tag, now time.Time) {
 	if !d.pace.Pass(n, t.kind == estimate.Audio, now) {
 		d.pace.Put(header, payload, t.pack())
 		e.c.stats.Paced++
+		e.release(now)
 		e.list()
 		return
 	}
 	e.emit(header, payload, t, now)
+}
+
+// release sends what is due of what waits.
+func (e *Endpoint) release(now time.Time) {
+	for it, ok := e.down.pace.Next(now); ok; it, ok = e.down.pace.Next(now) {
+		e.emit(it.Header, it.Payload, unpack(it.Tag), now)
+	}
 }
 
 // emit gives a packet its transport-wide number and sends it.
@@ -123,11 +134,8 @@ func (c *Conference) paceAll(now time.Time) {
 
 // work sends what is due of the queue and of a probe, and reports whether there is more to come.
 func (e *Endpoint) work(now time.Time) bool {
-	d := &e.down
-	for it, ok := d.pace.Next(now); ok; it, ok = d.pace.Next(now) {
-		e.emit(it.Header, it.Payload, unpack(it.Tag), now)
-	}
-	waiting, _ := d.pace.Waiting()
+	e.release(now)
+	waiting, _ := e.down.pace.Waiting()
 	return e.probe(now) || waiting > 0
 }
 
@@ -193,7 +201,13 @@ func (e *Endpoint) videoFormat() (pt uint8, ok bool) {
 // budget is what video may take now.
 func (e *Endpoint) budget(now time.Time) int64 {
 	est := e.down.est
-	if est == nil || !est.Known() {
+	switch {
+	case est == nil:
+		return estimate.Unlimited
+	case !est.Known():
+		if e.ext.TransportCC != 0 && now.Sub(e.down.since) < firstFor {
+			return firstLimit
+		}
 		return estimate.Unlimited
 	}
 	return max(est.Budget()-e.down.beside.BPS(now), 0)
@@ -247,7 +261,7 @@ func (e *Endpoint) tickDownlink(now time.Time) {
 	d := &e.down
 	before := d.est.Bitrate()
 	d.est.Tick(now)
-	if d.est.Bitrate() != before {
+	if d.est.Bitrate() != before || d.limit == firstLimit && !d.est.Known() {
 		e.rebudget(now)
 	}
 	if !d.listed && e.connected && e.probe(now) {

@@ -1,7 +1,6 @@
 package conference
 
 import (
-	"math"
 	"slices"
 	"time"
 
@@ -124,10 +123,10 @@ func (e *Endpoint) allocate(all []allocate.Source, now time.Time) {
 	}
 	e.choices = mine
 	d := &e.down
-	limit := int64(math.MaxInt64)
-	if d.est != nil && d.est.Known() {
-		limit = d.limit
+	if d.est == nil || !d.est.Known() {
+		d.limit = e.budget(now)
 	}
+	limit := d.limit
 	for i := range mine {
 		mine[i].Current = 1 + e.layer(c.sources[mine[i].Name])
 	}

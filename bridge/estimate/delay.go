@@ -28,9 +28,10 @@ type delay struct {
 	baseFrom     micros // when this span began
 	known        bool
 
-	sent, arrived micros // of the group that is being collected: its first packet
-	best          micros // the shortest way of it
-	open          bool
+	sent  micros // first packet of the group that is being collected
+	best  micros // the shortest way of it
+	least micros // likewise, without what our own burst explains
+	open  bool
 
 	queue micros // of the last group
 
@@ -44,15 +45,16 @@ type delay struct {
 	over bool // the queue grows, or stands
 }
 
-// add takes the packet that was sent at one time of ours and arrived at one of the receiver's.
-func (d *delay) add(sent, arrival micros) {
+// add takes a packet that was sent at a time of ours and arrived at one of the receiver's, behind a burst of ours of that
+// length.
+func (d *delay) add(sent, arrival, burst micros) {
 	way := arrival - sent
 	if d.open && sent-d.sent < groupSpan && sent >= d.sent {
-		d.best = min(d.best, way)
+		d.best, d.least = min(d.best, way), min(d.least, way-burst)
 		return
 	}
 	d.flush()
-	d.open, d.sent, d.arrived, d.best = true, sent, arrival, way
+	d.open, d.sent, d.best, d.least = true, sent, way, way-burst
 }
 
 // flush ends the group that is being collected.
@@ -62,7 +64,7 @@ func (d *delay) flush() {
 	}
 	d.open = false
 	d.rebase()
-	d.queue = d.best - min(d.base, d.before)
+	d.queue = max(d.least-min(d.base, d.before), 0)
 	d.detect()
 }
 
@@ -70,7 +72,7 @@ func (d *delay) flush() {
 func (d *delay) rebase() {
 	switch {
 	case !d.known || d.best-d.base > 60_000_000 || d.base-d.best > 60_000_000:
-		*d = delay{known: true, base: d.best, before: d.best, baseFrom: d.sent, threshold: 12.5, best: d.best, sent: d.sent, arrived: d.arrived}
+		*d = delay{known: true, base: d.best, before: d.best, baseFrom: d.sent, threshold: 12.5, best: d.best, least: d.least, sent: d.sent}
 	case d.sent-d.baseFrom > baseSpan:
 		d.before, d.base, d.baseFrom = d.base, d.best, d.sent
 	default:
@@ -99,6 +101,8 @@ func (d *delay) detect() {
 	switch {
 	case d.queue < standing || slope < -0.05:
 		d.longSince = 0
+	case d.queue >= bigQueue && slope > 0.05 && n > trendSize/2:
+		d.over = true
 	case d.longSince == 0:
 		d.longSince = d.sent
 	case d.sent-d.longSince >= standingFor:

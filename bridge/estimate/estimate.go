@@ -17,6 +17,9 @@ import (
 	"time"
 )
 
+// firstWant is what is wanted before anybody has said so.
+const firstWant = 3_500_000
+
 const (
 	// Min is the least that is ever assumed, in bits per second: sound.
 	Min = 60_000
@@ -75,7 +78,10 @@ type Estimator struct {
 	oldest  micros // when the first packet since the last feedback was sent; 0 none
 	rtt     micros
 	want    int64
-	deaf    [2]int // packets of a kind since the last that feedback mentioned as received
+	// backlog is what a hop of that rate would hold of ours, in bytes.
+	backlog   float64
+	backlogAt micros
+	deaf      [2]int // packets of a kind since the last that feedback mentioned as received
 
 	clock   arrivalClock
 	arrived rate
@@ -86,8 +92,10 @@ type Estimator struct {
 	capacity   float64 // what arrived when a queue last built up
 	capacityAt micros
 	cutAt      micros
+	soft       bool  // the last cut was a careful one
 	cutNext    int64 // packets from this one on were sent after the last cut
 	raised     micros
+	proven     bool // the bitrate is more than a guess
 
 	remb   int64
 	rembAt micros
@@ -96,7 +104,7 @@ type Estimator struct {
 
 // New begins at now.
 func New(now time.Time) *Estimator {
-	e := &Estimator{start: now, bitrate: initial}
+	e := &Estimator{start: now, bitrate: initial, want: firstWant}
 	e.probes.begin()
 	return e
 }
@@ -115,8 +123,27 @@ func (e *Estimator) Sent(n int, kind Kind, now time.Time) uint16 {
 	}
 	n += Overhead
 	e.probes.sent(e.history.next, n, at)
-	return e.history.add(n, kind, at)
+	return e.history.add(n, kind, e.behind(n, at), at)
 }
+
+// behind is how long a packet waits behind what we sent before it if the path carries what we think, in ms. What our own
+// bursts explain is no sign of congestion.
+func (e *Estimator) behind(n int, at micros) uint8 {
+	perMicro := e.bitrate * (1 / 8e6)
+	if at != e.backlogAt {
+		e.backlog = max(e.backlog-float64(at-e.backlogAt)*perMicro, 0)
+		e.backlogAt = at
+	}
+	ms := uint8(0)
+	if e.backlog > 1000*perMicro {
+		ms = uint8(min(e.backlog/perMicro/1000, maxBurst))
+	}
+	e.backlog += float64(n)
+	return ms
+}
+
+// maxBurst bounds what is forgiven as our own burst, in ms.
+const maxBurst = 80
 
 // Mentions reports whether the receiver's feedback is to be expected to mention packets of a kind: some know the
 // transport-wide number in video only, and would seem to lose all audio.
@@ -152,7 +179,7 @@ func (e *Estimator) Budget() int64 {
 	}
 	b := e.bitrate
 	if q := e.delay.queue - drainFrom; q > 0 && e.cutAt > 0 && e.at-e.cutAt < drainFor {
-		b *= max(1-float64(q)/drainIn, 0.2)
+		b *= max(1-float64(q)/drainIn, 0.35)
 	}
 	return int64(max(b, Min))
 }
@@ -212,7 +239,7 @@ func (e *Estimator) learned(at micros) {
 	elapsed := at - e.at
 	e.at = at
 	over := e.delay.over
-	if over && e.history.reported > e.cutNext {
+	if over && (e.history.reported > e.cutNext || e.soft && e.delay.queue >= bigQueue) {
 		e.cut(at)
 	}
 	e.judgeLoss(at)
@@ -230,8 +257,9 @@ func (e *Estimator) cut(at micros) {
 		return
 	}
 	to := backoff * arriving
-	if e.delay.queue < bigQueue {
-		to = max(to, e.bitrate/2) // it may be somebody else's
+	e.soft = e.delay.queue < bigQueue && arriving < 0.6*e.bitrate
+	if e.soft {
+		to = max(to, backoff*e.bitrate) // we send little: it may be somebody else's queue, or pass by itself
 	}
 	e.capacity, e.capacityAt = arriving, at
 	if to >= e.bitrate {
@@ -241,7 +269,7 @@ func (e *Estimator) cut(at micros) {
 	if e.raised != 0 && at-e.raised < 5_000_000 {
 		e.probes.failed()
 	}
-	e.bitrate = to
+	e.bitrate, e.proven = to, true
 	e.cutAt, e.cutNext = at, e.history.next
 	e.loss.disturbed(at)
 	e.probes.cut(at)

@@ -32,8 +32,8 @@ func (e *Estimator) Feedback(body []byte, now time.Time) bool {
 	for n := f.first; f.next(); n++ {
 		r := e.history.get(n)
 		if f.symbol == 0 {
-			if r != nil && r.state == underway {
-				r.state = lost
+			if r != nil && r.state() == underway {
+				r.become(lost)
 				e.loss.add(true)
 			}
 			continue
@@ -45,7 +45,7 @@ func (e *Estimator) Feedback(body []byte, now time.Time) bool {
 			d, deltas = int64(int16(binary.BigEndian.Uint16(deltas))), deltas[2:]
 		}
 		clock += d * 250
-		if r == nil || r.state == received {
+		if r == nil || r.state() == received {
 			continue
 		}
 		e.receivedAt(n, r, clock, at)
@@ -68,20 +68,20 @@ func (e *Estimator) Feedback(body []byte, now time.Time) bool {
 
 // receivedAt notes that packet n arrived, at the receiver's time.
 func (e *Estimator) receivedAt(n int64, r *record, arrival, at micros) {
-	if r.state == lost {
+	if r.state() == lost {
 		e.loss.undo()
 	} else {
 		e.loss.add(false)
 	}
-	late := r.state == lost || n < e.history.reported
-	r.state = received
-	if r.kind < Padding {
-		e.deaf[r.kind] = 0
+	late := r.state() == lost || n < e.history.reported
+	r.become(received)
+	if k := r.kind(); k < Padding {
+		e.deaf[k] = 0
 	}
 	e.arrived.add(int(r.size), arrival)
 	e.probes.received(n, int(r.size), arrival)
 	if !late { // what was overtaken says nothing of a queue
-		e.delay.add(at-r.since(at), arrival)
+		e.delay.add(at-r.since(at), arrival, micros(r.burst)*1000)
 	}
 }
 
@@ -89,7 +89,7 @@ func (e *Estimator) receivedAt(n int64, r *record, arrival, at micros) {
 func (e *Estimator) missed(until int64) {
 	share := 1 - e.loss.recent
 	for n := max(e.history.reported, until-maxCount); n < until; n++ {
-		if r := e.history.get(n); r != nil && r.state == underway {
+		if r := e.history.get(n); r != nil && r.state() == underway {
 			e.arrived.late(int(float64(r.size) * share))
 		}
 	}

@@ -12,9 +12,13 @@ const (
 type record struct {
 	at    uint32 // µs since the beginning, wrapping after an hour
 	size  uint16 // on the wire
-	kind  Kind
-	state uint8
+	what  uint8  // Kind, and above it what is known of it
+	burst uint8  // ms that it waits behind what we sent before it, at the estimated rate
 }
+
+func (r *record) kind() Kind         { return Kind(r.what & 3) }
+func (r *record) state() uint8       { return r.what >> 2 }
+func (r *record) become(state uint8) { r.what = r.what&3 | state<<2 }
 
 // What is known of a packet.
 const (
@@ -32,17 +36,17 @@ type history struct {
 }
 
 // add notes a packet and returns its number as it is sent.
-func (h *history) add(n int, kind Kind, at micros) uint16 {
+func (h *history) add(n int, kind Kind, burst uint8, at micros) uint16 {
 	if h.ring == nil {
 		h.ring = make([]record, minHistory)
 		h.next, h.reported = 1, 1
 	}
 	r := &h.ring[h.next&int64(len(h.ring)-1)]
-	if r.state == underway && uint32(at)-r.at < keepFor && len(h.ring) < maxHistory {
+	if r.state() == underway && uint32(at)-r.at < keepFor && len(h.ring) < maxHistory {
 		h.grow()
 		r = &h.ring[h.next&int64(len(h.ring)-1)]
 	}
-	*r = record{at: uint32(at), size: uint16(min(n, 1<<16-1)), kind: kind, state: underway}
+	*r = record{at: uint32(at), size: uint16(min(n, 1<<16-1)), what: uint8(kind) | underway<<2, burst: burst}
 	h.next++
 	return uint16(h.next - 1)
 }
@@ -63,7 +67,7 @@ func (h *history) get(n int64) *record {
 		return nil
 	}
 	r := &h.ring[n&int64(len(h.ring)-1)]
-	if r.state == unsent {
+	if r.state() == unsent {
 		return nil
 	}
 	return r

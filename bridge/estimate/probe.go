@@ -29,13 +29,13 @@ type cluster struct {
 	arrived, arrival micros
 }
 
-// probes finds out whether more could be sent. At the beginning it tries two rates at once; later twice the estimate,
-// for as long as more is wanted than there is, less often when it fails, at once again when it succeeds.
+// probes finds out whether more could be sent: twice the estimate, for as long as more is wanted than there is, less often
+// when it fails, at once again when it succeeds.
 type probes struct {
 	now      cluster // being sent, if its rate is not 0
 	out      [2]cluster
-	rates    [2]float64 // the next ones
-	next     micros     // when another may begin
+	rate     float64 // the next one, if it is to begin at once
+	next     micros  // when another may begin
 	pause    micros
 	count    uint64
 	found    uint64
@@ -43,7 +43,7 @@ type probes struct {
 }
 
 func (p *probes) begin() {
-	p.rates = [2]float64{2_000_000, 4_000_000}
+	p.rate = 2_000_000
 	p.pause = probeEvery
 }
 
@@ -82,7 +82,7 @@ func (p *probes) failed() { p.pause = min(2*p.pause, probeSeldom) }
 
 func (p *probes) cut(at micros) {
 	p.next = max(p.next, at+max(p.pause/2, probeAfterCut))
-	p.now, p.out, p.rates = cluster{}, [2]cluster{}, [2]float64{}
+	p.now, p.out, p.rate = cluster{}, [2]cluster{}, 0
 }
 
 // Probing reports whether padding is to be sent now or soon: Padding is then to be asked every few milliseconds.
@@ -92,18 +92,18 @@ func (e *Estimator) Probing(now time.Time) bool {
 		return true
 	}
 	at := e.micros(now)
-	if p.out[0].end != 0 && at-p.out[0].last < clusterWait && p.rates[0] == 0 {
+	if p.out[0].end != 0 && at-p.out[0].last < clusterWait {
 		return false // waits for its result
 	}
-	if p.rates[0] == 0 {
+	if p.rate == 0 {
 		if !e.heard || at < p.next || e.want <= int64(e.bitrate) || e.delay.over || e.delay.queue > holdQueue {
 			return false
 		}
-		p.rates[0] = min(2*e.bitrate, 1.2*float64(e.want)+50_000)
+		p.rate = min(2*e.bitrate, 1.2*float64(e.want)+50_000)
 		p.next = at + p.pause
 	}
-	rate := min(p.rates[0], maxProbe)
-	p.rates = [2]float64{p.rates[1], 0}
+	rate := min(p.rate, maxProbe)
+	p.rate = 0
 	if rate <= 1.05*e.bitrate && e.heard {
 		return false
 	}
@@ -150,17 +150,20 @@ func (e *Estimator) judgeProbes(at micros) {
 				result, full = 0.92*arriving, true
 			}
 		}
+		if full && !e.proven {
+			e.bitrate, e.proven = result, true // the first guess was one too many
+		}
 		if result <= e.bitrate || e.delay.over {
 			if full {
 				p.pause = max(p.pause, min(2*p.pause, probeSometime))
 			}
 			continue
 		}
-		e.bitrate = min(result, Max)
+		e.bitrate, e.proven = min(result, Max), true
 		e.raised = at
 		p.found++
 		p.pause = probeEvery
-		if !full && float64(e.want) > e.bitrate && p.rates[0] == 0 {
+		if !full && float64(e.want) > e.bitrate {
 			p.next = at
 		}
 	}

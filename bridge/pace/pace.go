@@ -7,8 +7,8 @@ import "time"
 
 const (
 	burstSpan = 15 * time.Millisecond
-	minBurst  = 12_000    // bytes: a few frames of small pictures are no burst
-	maxQueue  = 256 << 10 // bytes that may wait; more goes straight out
+	minBurst  = 6_000     // bytes: a frame of a small picture is no burst
+	maxQueue  = 256 << 10 // bytes that may wait; more pushes the first ones out
 	maxWait   = 400 * time.Millisecond
 )
 
@@ -23,7 +23,7 @@ type Pacer struct {
 	head  int
 	count int
 
-	// Waited counts packets that were queued, Overflowed those that should have been and were not.
+	// Waited counts packets that were queued, Overflowed those that left before their time.
 	Waited, Overflowed uint64
 }
 
@@ -53,10 +53,7 @@ func (p *Pacer) Pass(n int, urgent bool, now time.Time) bool {
 	}
 	p.fill(now)
 	if !urgent && (p.count > 0 || p.room <= 0) {
-		if len(p.queue)-p.head < maxQueue && float64(len(p.queue)-p.head) < p.rate*maxWait.Seconds() {
-			return false
-		}
-		p.Overflowed++
+		return false
 	}
 	p.room -= float64(n)
 	return true
@@ -69,7 +66,7 @@ func (p *Pacer) fill(now time.Time) {
 	}
 }
 
-// Put queues a packet that did not pass; it is copied.
+// Put queues a packet that did not pass; it is copied. Next comes next: when too much waits, the first must go.
 func (p *Pacer) Put(header, payload []byte, tag uint32) {
 	if p.head > len(p.queue)/2 {
 		p.queue, p.head = p.queue[:copy(p.queue, p.queue[p.head:])], 0
@@ -89,7 +86,10 @@ func (p *Pacer) Next(now time.Time) (it Item, ok bool) {
 	}
 	p.fill(now)
 	if p.rate > 0 && p.room <= 0 {
-		return it, false
+		if n := len(p.queue) - p.head; n <= maxQueue && float64(n) <= p.rate*maxWait.Seconds() {
+			return it, false
+		}
+		p.Overflowed++
 	}
 	b := p.queue[p.head:]
 	h, n := int(b[0])<<8|int(b[1]), int(b[2])<<8|int(b[3])

@@ -1,0 +1,421 @@
+package conference
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	"plenum/bridge/codec"
+	"plenum/bridge/packet"
+	"plenum/bridge/receive"
+)
+
+// A pipe is one direction of a bad network: a narrow hop with a queue, then delay and loss.
+type pipe struct {
+	bps   float64 // 0 no limit
+	queue time.Duration
+	delay time.Duration
+	loss  float64
+
+	rnd    *rand.Rand
+	free   time.Time
+	flying []flying
+	waited time.Duration // the longest, since it was set to 0
+	lost   int
+}
+
+type flying struct {
+	at time.Time
+	b  []byte
+}
+
+func newPipe(seed uint64) *pipe { return &pipe{rnd: rand.New(rand.NewPCG(seed, 1))} }
+
+func (p *pipe) send(b []byte, now time.Time) {
+	if p.free.Before(now) {
+		p.free = now
+	}
+	wait := p.free.Sub(now)
+	if p.bps > 0 {
+		if wait > p.queue {
+			p.lost++
+			return
+		}
+		p.free = p.free.Add(time.Duration(float64(len(b)+44) * 8 / p.bps * float64(time.Second)))
+	}
+	p.waited = max(p.waited, wait)
+	if p.rnd.Float64() < p.loss {
+		p.lost++
+		return
+	}
+	p.flying = append(p.flying, flying{p.free.Add(p.delay), slices.Clone(b)})
+}
+
+func (p *pipe) arrived(now time.Time) (out []flying) {
+	n := 0
+	for n < len(p.flying) && !p.flying[n].at.After(now) {
+		n++
+	}
+	out, p.flying = p.flying[:n:n], p.flying[n:]
+	return out
+}
+
+// A viewer is a receiver behind a network: it sends the feedback that a browser sends, and plays what it gets.
+type viewer struct {
+	*client
+	down, up *pipe
+	fb       *receive.Feedback
+	fbAt     time.Time
+	videos   map[SSRC]*screen
+	rtxOf    map[SSRC]SSRC
+
+	audioBytes, videoBytes, bytes int
+	audio                         map[uint16]bool
+	audioFrom, audioTo            uint16
+	audioLate                     int
+}
+
+// A screen plays one video stream in order, and counts how long it stands still.
+type screen struct {
+	unwrap  packet.Unwrapper
+	packets map[int64]packet.RTP
+	next    int64 // 0 before the first
+	asked   map[int64]time.Time
+	highest int64
+	reader  codec.Reader
+
+	shown    time.Time
+	since    time.Time // the packet that is waited for is missing
+	frames   int
+	keys     int
+	height   int
+	freezes  []time.Duration // longer than 200 ms
+	plis     int
+	pliAt    time.Time
+	stuck    bool
+	maxGap   time.Duration
+	heights  []int
+	received int
+}
+
+func (v *viewer) SendRTP(header, payload []byte) {
+	v.down.send(append(slices.Clone(header), payload...), v.r.now)
+}
+func (v *viewer) SendRTCP(b []byte) { v.down.send(b, v.r.now) }
+
+func (r *room) watch(id EndpointID, down, up *pipe) *viewer {
+	v := &viewer{down: down, up: up, fb: receive.NewFeedback(r.now), videos: map[SSRC]*screen{}, rtxOf: map[SSRC]SSRC{}, audio: map[uint16]bool{}}
+	v.client = r.joinWith(id, v, true)
+	return v
+}
+
+// step lets the viewer take and send what is due.
+func (v *viewer) step() {
+	now := v.r.now
+	for _, f := range v.up.arrived(now) {
+		v.e.ReceiveRTCP(f.b, now)
+	}
+	for _, f := range v.down.arrived(now) {
+		if packet.IsRTCP(f.b) {
+			continue
+		}
+		r, err := packet.ParseRTP(f.b)
+		if err != nil {
+			v.r.t.Fatalf("malformed: %x", f.b)
+		}
+		v.bytes += len(f.b) + 44
+		if x := r.Extension(extTCC); len(x) == 2 {
+			v.fb.Arrive(binary.BigEndian.Uint16(x), r.SSRC(), r.Marker(), f.at)
+		}
+		switch r.PT() {
+		case ptOpus:
+			v.audioBytes += len(f.b)
+			if len(v.audio) == 0 {
+				v.audioFrom = r.Seq()
+			}
+			v.audio[r.Seq()] = true
+			v.audioTo = r.Seq()
+		case ptVP8:
+			if r.SSRC() != v.r.c.cfg.VideoSSRC {
+				v.videoBytes += len(f.b)
+				v.video(r, r.Seq(), r.SSRC(), r.Payload)
+			}
+		case ptRTX:
+			for ssrc, m := range v.r.maps[v.id] {
+				if m.RTX == r.SSRC() && len(r.Payload) > 2 {
+					v.video(r, binary.BigEndian.Uint16(r.Payload), ssrc, r.Payload[2:])
+				}
+			}
+		}
+	}
+	for _, s := range v.videos {
+		v.play(s)
+	}
+	if now.Sub(v.fbAt) >= 50*time.Millisecond {
+		v.fbAt = now
+		for v.fb.Pending() {
+			if b := v.fb.Append(nil, 9, now); len(b) > 0 {
+				v.up.send(b, now)
+			}
+		}
+	}
+}
+
+func (v *viewer) video(r packet.RTP, seq uint16, ssrc SSRC, payload []byte) {
+	s := v.videos[ssrc]
+	if s == nil {
+		s = &screen{packets: map[int64]packet.RTP{}, asked: map[int64]time.Time{}}
+		v.videos[ssrc] = s
+	}
+	n := s.unwrap.Unwrap(seq)
+	if n < s.next {
+		return
+	}
+	r.Payload = payload
+	s.packets[n] = r
+	s.received++
+	for i := s.highest + 1; i < n && s.highest > 0; i++ {
+		if i >= s.next {
+			s.asked[i] = time.Time{}
+		}
+	}
+	s.highest = max(s.highest, n)
+	delete(s.asked, n)
+}
+
+// play shows complete frames in order, and asks for what is missing.
+func (v *viewer) play(s *screen) {
+	now := v.r.now
+	var missing []uint16
+	for n, at := range s.asked {
+		if now.Sub(at) > 110*time.Millisecond {
+			missing = append(missing, uint16(n))
+			s.asked[n] = now
+		}
+	}
+	if len(missing) > 0 {
+		slices.SortFunc(missing, func(a, b uint16) int { return int(int16(a - b)) })
+		for _, ssrc := range v.ssrcs(s) {
+			v.up.send(packet.AppendNACK(nil, 9, ssrc, missing), now)
+		}
+	}
+	for {
+		end, ok := s.complete()
+		if !ok {
+			break
+		}
+		for i := s.next; i <= end; i++ {
+			delete(s.packets, i)
+		}
+		if gap := now.Sub(s.shown); !s.shown.IsZero() {
+			s.maxGap = max(s.maxGap, gap)
+			if gap > 200*time.Millisecond {
+				s.freezes = append(s.freezes, gap)
+			}
+		}
+		s.next, s.shown = end+1, now
+		s.frames++
+	}
+	if !s.shown.IsZero() && now.Sub(s.shown) > 600*time.Millisecond && len(s.packets) > 0 && now.Sub(s.pliAt) > 300*time.Millisecond {
+		// Given up: from the next key frame on.
+		s.pliAt = now
+		s.plis++
+		for _, ssrc := range v.ssrcs(s) {
+			v.up.send(packet.AppendPLI(nil, 9, ssrc), now)
+		}
+	}
+}
+
+func (v *viewer) ssrcs(s *screen) (out []SSRC) {
+	for ssrc, x := range v.videos {
+		if x == s {
+			out = append(out, ssrc)
+		}
+	}
+	return out
+}
+
+// complete finds the frame at next, or a later key frame when that one has been waited for too long.
+func (s *screen) complete() (end int64, ok bool) {
+	if s.next == 0 || s.pliAt.After(s.shown) { // begins with a key frame
+		first := int64(0)
+		for n, r := range s.packets {
+			if r.Payload[0]&0x10 != 0 && r.Payload[1]&1 == 0 && (first == 0 || n < first) && n >= s.next {
+				if _, ok := s.frame(n); ok {
+					first = n
+				}
+			}
+		}
+		if first == 0 {
+			if s.next == 0 {
+				return 0, false
+			}
+			return s.frame(s.next)
+		}
+		s.next = first
+		for n := range s.packets {
+			if n < first {
+				delete(s.packets, n)
+			}
+		}
+		for n := range s.asked {
+			if n < first {
+				delete(s.asked, n)
+			}
+		}
+	}
+	return s.frame(s.next)
+}
+
+func (s *screen) frame(n int64) (end int64, ok bool) {
+	key, height := false, 0
+	for i := n; ; i++ {
+		r, ok := s.packets[i]
+		if !ok {
+			return 0, false
+		}
+		if i == n && r.Payload[0]&0x10 != 0 && len(r.Payload) > 10 && r.Payload[1]&1 == 0 {
+			key, height = true, int(r.Payload[9])|int(r.Payload[10])<<8
+		}
+		if r.Marker() {
+			if key {
+				s.keys++
+				s.height = height
+				if len(s.heights) == 0 || s.heights[len(s.heights)-1] != height {
+					s.heights = append(s.heights, height)
+				}
+			}
+			return i, true
+		}
+	}
+}
+
+// lostAudio counts what did not come of audio.
+func (v *viewer) lostAudio() int { return int(v.audioTo-v.audioFrom) + 1 - len(v.audio) }
+
+// A sender sends three encodings of those bit rates, 30 frames a second, key frames when asked and at the beginning.
+type sender struct {
+	*client
+	rates  []float64
+	frames int
+	rnd    *rand.Rand
+	at     time.Time
+}
+
+// play runs the conference for d: a camera and a microphone at alice, viewers behind networks.
+func (r *room) play(d time.Duration, cam *sender, viewers ...*viewer) {
+	for end := r.now.Add(d); r.now.Before(end); {
+		if r.frames%4 == 0 {
+			cam.audio(30)
+		}
+		if !r.now.Before(cam.at) {
+			cam.at = cam.at.Add(33333 * time.Microsecond)
+			if cam.at.Before(r.now) {
+				cam.at = r.now
+			}
+			key := cam.answersPLI() || cam.frames == 0
+			cam.frames++
+			n := r.frames
+			for enc, bps := range cam.rates {
+				bytes := bps / 8 / 30 * (0.8 + 0.4*cam.rnd.Float64())
+				if key {
+					bytes *= 6
+				}
+				packets := max(int(bytes)/1050+1, 1)
+				for i := range packets {
+					cam.send(cam.videoPacket(enc, i == 0, i == packets-1, key, int(bytes)/packets))
+				}
+			}
+			r.frames = n
+		}
+		r.flush()
+		r.frames++
+		r.pass(5 * time.Millisecond)
+		for _, v := range viewers {
+			v.step()
+		}
+	}
+}
+
+func (r *room) camera(id EndpointID) *sender {
+	return &sender{client: r.join(id), rates: []float64{150e3, 450e3, 1500e3}, rnd: rand.New(rand.NewPCG(3, 4)), at: r.now}
+}
+
+func (v *viewer) show(t *testing.T, what string, d time.Duration) {
+	t.Helper()
+	var st EndpointStats
+	for _, e := range v.r.c.Snapshot(v.r.now).Details {
+		if e.ID == v.id {
+			st = e
+		}
+	}
+	line := fmt.Sprintf("%-10s %.2f Mbit/s, wait %3d ms; estimate %.2f limit %.2f taken %.2f ideal %.2f beside %.3f, cuts %d+%d probes %d/%d changes %d queue %d",
+		what, float64(v.bytes)*8/d.Seconds()/1e6, v.down.waited.Milliseconds(), mega(st.Estimate.Bitrate), mega(st.Limit), mega(st.Taken), mega(st.Ideal), mega(st.Beside),
+		st.Estimate.Cuts, st.Estimate.LossCuts, st.Estimate.Found, st.Estimate.Probes, st.Changes, st.WaitingBytes)
+	for _, s := range v.videos {
+		line += fmt.Sprintf("; %d frames at %v, %d keys, %d plis, gap %v, freezes %v", s.frames, s.heights, s.keys, s.plis, s.maxGap, s.freezes)
+		s.heights, s.freezes, s.maxGap, s.frames = s.heights[max(0, len(s.heights)-1):], nil, 0, 0
+		s.frames = 0
+	}
+	t.Log(line, "audio lost", v.lostAudio())
+	v.bytes, v.down.waited = 0, 0
+}
+
+func mega(bps int64) float64 { return float64(bps) / 1e6 }
+
+func TestExploreNetwork(t *testing.T) {
+	for _, n := range []struct {
+		name string
+		pipe pipe
+	}{
+		{"lan", pipe{delay: 5 * time.Millisecond}},
+		{"600k", pipe{bps: 600e3, queue: time.Second, delay: 20 * time.Millisecond}},
+		{"1M", pipe{bps: 1e6, queue: 300 * time.Millisecond, delay: 20 * time.Millisecond}},
+		{"loss2", pipe{bps: 1.5e6, queue: 300 * time.Millisecond, delay: 50 * time.Millisecond, loss: 0.02}},
+		{"loss10", pipe{bps: 3e6, queue: 300 * time.Millisecond, delay: 30 * time.Millisecond, loss: 0.1}},
+		{"satellite", pipe{bps: 3e6, queue: 300 * time.Millisecond, delay: 300 * time.Millisecond}},
+	} {
+		t.Run(n.name, func(t *testing.T) {
+			r := newRoom(t)
+			cam := r.camera("alice")
+			down, up := newPipe(1), newPipe(2)
+			n.pipe.rnd = down.rnd
+			*down = n.pipe
+			up.delay = down.delay
+			v := r.watch("bob", down, up)
+			r.play(400*time.Millisecond, cam, v) // the data channel opens
+			v.e.SetConstraints(want(720), r.now)
+			for _, s := range []time.Duration{1, 2, 5, 10, 20} {
+				r.play(s*time.Second, cam, v)
+				v.show(t, (s * time.Second).String(), s*time.Second)
+			}
+		})
+	}
+	t.Run("step", func(t *testing.T) {
+		r := newRoom(t)
+		cam := r.camera("alice")
+		down, up := newPipe(1), newPipe(2)
+		down.delay, up.delay = 25*time.Millisecond, 25*time.Millisecond
+		down.bps, down.queue = 3e6, 2*time.Second
+		v := r.watch("bob", down, up)
+		r.play(400*time.Millisecond, cam, v)
+		v.e.SetConstraints(want(720), r.now)
+		r.play(10*time.Second, cam, v)
+		v.show(t, "3", 10*time.Second)
+		down.bps = 600e3
+		for range 6 {
+			r.play(time.Second, cam, v)
+			v.show(t, "0.6", time.Second)
+		}
+		r.play(15*time.Second, cam, v)
+		v.show(t, "0.6", 15*time.Second)
+		down.bps = 3e6
+		for range 10 {
+			r.play(2*time.Second, cam, v)
+			v.show(t, "3", 2*time.Second)
+		}
+	})
+}
