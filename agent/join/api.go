@@ -33,6 +33,7 @@ const (
 type Challenge struct {
 	Nonce []byte    `json:"nonce"` // good for one request within a minute
 	Time  time.Time `json:"time"`  // the service's clock
+	Seen  string    `json:"seen"`  // the address that the service sees this host at
 }
 
 // Keys are the public halves of what a host makes for itself and keeps.
@@ -41,6 +42,9 @@ type Keys struct {
 	Nebula    []byte `json:"nebula"`    // X25519, 32 bytes
 	WireGuard []byte `json:"wireguard"` // X25519, 32 bytes
 	TLS       []byte `json:"tls"`       // Ed25519 or ECDSA in PKIX form: Consul's, Nomad's, Vault's certificates are for it
+
+	// Next is the WireGuard key that the host will change to, once every peer knows it.
+	Next []byte `json:"wireguard_next,omitempty"`
 }
 
 // Facts are what a host says of itself. They place it in lists and decide nothing about what it may do.
@@ -55,16 +59,20 @@ type Facts struct {
 	NAT      string           `json:"nat,omitempty"`      // as overlay names it
 }
 
-// A Request enrols a host, renews what it was given, or takes leave. Signature is the host key's over the request's
-// JSON with an empty Signature.
+// A Request enrols a host, renews what it was given, or takes leave. The Client fills in all but Host, Keys, Facts and
+// Fresh. Signature is the host key's over the path and the request's JSON without a Signature.
 type Request struct {
-	Token     string   `json:"token,omitempty"` // enrol: Token.Secret
-	Host      string   `json:"host"`            // its name: a-z, 0-9, inner hyphens, at most 40 bytes
-	Keys      Keys     `json:"keys"`
-	Facts     Facts    `json:"facts"`
-	Nonce     []byte   `json:"nonce"` // of the Challenge
-	Signature []byte   `json:"signature,omitempty"`
-	Fresh     []string `json:"fresh,omitempty"` // renew: what is to be made anew whatever its age: "tls", "nebula", "consul", "nomad"
+	Token     string    `json:"token,omitempty"`  // enrol: Token.Secret
+	Region    string    `json:"region,omitempty"` // enrol: what the token's text says, to be compared
+	Roles     []string  `json:"roles,omitempty"`  //
+	Host      string    `json:"host"`             // its name: a-z, 0-9, inner hyphens, at most 40 bytes
+	Keys      Keys      `json:"keys"`
+	Facts     Facts     `json:"facts"`
+	CSR       []byte    `json:"csr,omitempty"` // certificate request (DER) by which Keys.TLS proves itself
+	Nonce     []byte    `json:"nonce"`         // of the Challenge
+	Time      time.Time `json:"time"`          // the host's clock
+	Signature []byte    `json:"signature,omitempty"`
+	Fresh     []string  `json:"fresh,omitempty"` // renew: what is to be made anew whatever its age: "tls", "nebula", "consul", "nomad"
 }
 
 // An Answer is all that a host needs to be part of the cluster. Secrets in it are this host's alone.
@@ -77,6 +85,8 @@ type Answer struct {
 
 	Control       netip.Prefix `json:"control"` // own address with the length of the plane's prefix
 	Media         netip.Prefix `json:"media"`
+	Pin           []byte       `json:"pin"`        // SHA-256 of the join services' public key
+	Generation    int          `json:"generation"` // of what is to be trusted; grows when CAs change
 	RosterKey     []byte       `json:"roster_key"` // Ed25519: who signs records
 	Records       [][]byte     `json:"records"`    // signed, of every host there is, this one included
 	NebulaCA      string       `json:"nebula_ca"`  // PEM, every CA that is trusted: servers, hosts, break-glass
@@ -126,7 +136,7 @@ type Secrets struct {
 	ConsulToken string `json:"consul_token"` // server agent
 	NomadGossip string `json:"nomad_gossip"`
 	VaultUnseal string `json:"vault_unseal"` // key share, where the cluster unseals from a file
-	VaultToken  string `json:"vault_token"`  // the join service's own, periodic
+	VaultToken  string `json:"vault_token"`  // pki.Keys.Credential: what the join service logs in with
 }
 
 // A Refusal is what the service answers with a status of 400 or more.
