@@ -87,6 +87,8 @@ type live struct {
 	endpoints map[string]*member // written in the lane
 
 	stats atomic.Pointer[conference.Stats] // as of the last tick
+	paths atomic.Pointer[paths]            // likewise
+	told  time.Time                        // when clients last heard of their estimates; on core
 }
 
 // A member is one participant of a conference on this bridge: an endpoint of colibri2.

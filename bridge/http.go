@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"runtime"
 	"sort"
+	"strings"
 	"time"
 
 	"plenum/bridge/conference"
@@ -36,6 +37,7 @@ func (b *Bridge) private() http.Handler {
 	mux.HandleFunc("GET /debug/{conference}", func(w http.ResponseWriter, r *http.Request) {
 		writeJSON(w, b.debug(r.PathValue("conference")))
 	})
+	mux.HandleFunc("GET /debug/rooms/{room}", func(w http.ResponseWriter, r *http.Request) { b.serveRoom(w, r.PathValue("room")) })
 	mux.Handle("GET /metrics", b.metrics.handler())
 	return mux
 }
@@ -179,6 +181,23 @@ func (b *Bridge) debug(which string) map[string]any {
 		"load_management": map[string]any{"stress": b.metrics.last().Stress.most(), "parts": b.metrics.last().Stress},
 		"health":          health, "conferences": conferences,
 	}
+}
+
+// serveRoom shows the conferences of a room in detail: the bridge's half of what plenum room trace prints. The room is
+// its name or its address.
+func (b *Bridge) serveRoom(w http.ResponseWriter, room string) {
+	conferences := []map[string]any{}
+	for _, l := range b.control.conferences() {
+		name, _, _ := strings.Cut(l.name, "@")
+		if room == l.name || room == name || room == l.meeting.id {
+			conferences = append(conferences, l.debug(true))
+		}
+	}
+	if len(conferences) == 0 {
+		http.Error(w, "no such room", http.StatusNotFound)
+		return
+	}
+	writeJSON(w, map[string]any{"bridge": b.cfg.RelayID, "version": b.cfg.Version, "stress": b.metrics.last().Stress.most(), "conferences": conferences})
 }
 
 func (l *live) debug(full bool) map[string]any {

@@ -72,6 +72,7 @@ type snapshot struct {
 	ReceiveOnly                                                  int
 	BitrateIn, BitrateOut, PacketRateIn, PacketRateOut           float64 // per second
 	LossIn                                                       float64 // of the last second, 0 to 1
+	Paths                                                        paths
 	Stress                                                       stress
 	Steal                                                        float64
 	ShardsConfigured, ShardsConnected, Joined                    int
@@ -153,6 +154,9 @@ func addCounters(sum, s *conference.Stats) {
 	sum.PLIsIn += s.PLIsIn
 	sum.PLIsOut += s.PLIsOut
 	sum.SpeakerChanges += s.SpeakerChanges
+	sum.BogusFeedback += s.BogusFeedback
+	sum.Paced += s.Paced
+	sum.Probing += s.Probing
 }
 
 // last returns the last snapshot; it is not to be changed.
@@ -185,6 +189,9 @@ func (m *metrics) publish(now time.Time) {
 		}
 		if c := l.stats.Load(); c != nil {
 			addCounters(&s.Stats, c)
+			if p := l.paths.Load(); p != nil {
+				s.Paths.add(*p)
+			}
 			s.AudioSources += c.AudioSources
 			s.VideoSources += c.VideoSources
 			s.AudioSpeakers += c.AudioSpeakers
@@ -203,6 +210,7 @@ func (m *metrics) publish(now time.Time) {
 		l.core.do(func(time.Time) {
 			c := l.conf.Stats()
 			l.stats.Store(&c)
+			l.lookAtPaths(now)
 		})
 	}
 	for _, x := range m.b.shards() {
@@ -281,8 +289,7 @@ func counter[T int64 | uint64](stat, name, help string, f func(m *metrics, s *sn
 
 // unmeasured is what this bridge does not have or measure yet; tools that read it find zero.
 var unmeasured = []string{
-	"outgoing_loss", "overall_loss", "rtt_aggregate", "tcc_unmatched_feedback",
-	"endpoints_with_high_outgoing_loss", "endpoints_with_spurious_remb", "endpoints_with_suspended_sources", "num_eps_oversending",
+	"endpoints_with_spurious_remb", "endpoints_with_suspended_sources", "num_eps_oversending",
 	"num_eps_no_msg_transport_after_delay", "total_ice_succeeded_relayed",
 	"total_keyframes_received", "total_layering_changes_received", "total_video_stream_milliseconds_received",
 	"preemptive_kfr_sent", "preemptive_kfr_suppressed",
@@ -327,6 +334,13 @@ var published = []metric{
 	gauge("packet_rate_download", "jitsi_jvb_incoming_packet_rate", "RTP packets received per second.", func(_ *metrics, s *snapshot) int { return int(s.PacketRateIn) }),
 	gauge("packet_rate_upload", "jitsi_jvb_outgoing_packet_rate", "RTP packets sent per second.", func(_ *metrics, s *snapshot) int { return int(s.PacketRateOut) }),
 	gauge("incoming_loss", "jitsi_jvb_incoming_loss_fraction", "Loss of what clients send, 0 to 1.", func(_ *metrics, s *snapshot) float64 { return s.LossIn }),
+	gauge("outgoing_loss", "jitsi_jvb_outgoing_loss", "Fraction of packets lost on the way to endpoints, the mean of all.", func(_ *metrics, s *snapshot) float64 { return s.Paths.loss() }),
+	gauge("overall_loss", "jitsi_jvb_loss", "Fraction of packets lost, in both directions.", func(_ *metrics, s *snapshot) float64 { return s.lossOverall() }),
+	gauge("rtt_aggregate", "jitsi_jvb_rtt", "Round trip time in milliseconds, the mean of all endpoints.", func(_ *metrics, s *snapshot) float64 { return s.Paths.rtt() }),
+	gauge("endpoints_with_high_outgoing_loss", "jitsi_jvb_endpoints_with_high_outgoing_loss", "Endpoints that lose more than a tenth of what they are sent.", func(_ *metrics, s *snapshot) int { return s.Paths.Lossy }),
+	counter("tcc_unmatched_feedback", "jitsi_jvb_tcc_unmatched_feedback", "Transport-wide feedback about what was never sent, or malformed.", func(_ *metrics, s *snapshot) uint64 { return s.BogusFeedback }),
+	counter("", "plenum_bridge_paced", "RTP packets that waited for their turn.", func(_ *metrics, s *snapshot) uint64 { return s.Paced }),
+	counter("", "plenum_bridge_probing_bytes", "Bytes sent to find out what paths carry.", func(_ *metrics, s *snapshot) uint64 { return s.Probing }),
 	counter("total_bytes_received", "jitsi_jvb_bytes_received", "Bytes received in RTP packets.", func(_ *metrics, s *snapshot) uint64 { return s.BytesIn }),
 	counter("total_bytes_sent", "jitsi_jvb_bytes_sent", "Bytes sent in RTP packets.", func(_ *metrics, s *snapshot) uint64 { return s.BytesOut }),
 	counter("total_packets_received", "jitsi_jvb_packets_received", "RTP packets received.", func(_ *metrics, s *snapshot) uint64 { return s.PacketsIn }),
