@@ -76,13 +76,13 @@ func runOverlay(args []string) error {
 
 // An authority signs certificates and records, as the join service does.
 type authority struct {
-	t      testing.TB
+	t      netlab.TB
 	roster ed25519.PrivateKey
 	ca     cert.Certificate
 	caKey  ed25519.PrivateKey
 }
 
-func newCA(t testing.TB, name string) (cert.Certificate, ed25519.PrivateKey) {
+func newCA(t netlab.TB, name string) (cert.Certificate, ed25519.PrivateKey) {
 	t.Helper()
 	pub, key, err := ed25519.GenerateKey(rand.Reader)
 	check(t, err)
@@ -93,7 +93,7 @@ func newCA(t testing.TB, name string) (cert.Certificate, ed25519.PrivateKey) {
 	return c, key
 }
 
-func newAuthority(t testing.TB) *authority {
+func newAuthority(t netlab.TB) *authority {
 	t.Helper()
 	_, key, err := ed25519.GenerateKey(rand.Reader)
 	check(t, err)
@@ -115,7 +115,7 @@ func (a *authority) certify(name string, network netip.Prefix, groups []string, 
 
 // A cluster is hosts with the overlay's process on them, and what the join service would have given them.
 type cluster struct {
-	t         testing.TB
+	t         netlab.TB
 	lab       *netlab.Lab
 	authority *authority
 	dir       string
@@ -147,7 +147,7 @@ var (
 	mediaPrefix   = netip.MustParsePrefix("10.98.0.0/16")
 )
 
-func newCluster(t testing.TB, backend map[overlay.Plane]string) *cluster {
+func newCluster(t netlab.TB, backend map[overlay.Plane]string) *cluster {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "ov") // short: the path of a socket has 107 bytes
 	check(t, err)
@@ -190,7 +190,7 @@ func (c *cluster) adopt(h *netlab.Host, link *netlab.Link, roles ...string) *nod
 	return n
 }
 
-func x25519(t testing.TB) *ecdh.PrivateKey {
+func x25519(t netlab.TB) *ecdh.PrivateKey {
 	t.Helper()
 	k, err := ecdh.X25519().GenerateKey(rand.Reader)
 	check(t, err)
@@ -339,7 +339,7 @@ func (c *cluster) connected(within time.Duration, nodes ...*node) {
 }
 
 // eventually waits until f has nothing to complain about.
-func eventually(t testing.TB, within time.Duration, f func() error) time.Duration {
+func eventually(t netlab.TB, within time.Duration, f func() error) time.Duration {
 	t.Helper()
 	start := time.Now()
 	tick := time.NewTicker(50 * time.Millisecond)
@@ -356,10 +356,10 @@ func eventually(t testing.TB, within time.Duration, f func() error) time.Duratio
 	return time.Since(start)
 }
 
-func check(t testing.TB, err error) {
+func check(t netlab.TB, err error) {
 	t.Helper()
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("%v", err)
 	}
 }
 

@@ -26,7 +26,7 @@ import (
 
 // An agent is a real Consul on a test host; a client of its HTTP API comes from that host itself.
 type agent struct {
-	t       testing.TB
+	t       netlab.TB
 	node    *node
 	process *netlab.Process
 	client  *http.Client
@@ -225,7 +225,7 @@ func (a *agent) beside(end func()) time.Duration {
 			return time.Duration(ms * float64(time.Millisecond))
 		}
 	}
-	a.t.Fatal("no probes in Consul's metrics")
+	a.t.Fatalf("no probes in Consul's metrics")
 	return 0
 }
 

@@ -30,7 +30,10 @@ func (e *engine) unnest(p *plane, now time.Time) {
 	c := e.planes[Control]
 	for a, q := range p.peers {
 		before := q.nested
-		if q.nested = e.cfg.nests() && e.cfg.Control.Prefix.Contains(p.tunnels[a].Remote.Addr()); !q.nested {
+		if q.nested = e.cfg.nests() && e.cfg.Control.Prefix.Contains(p.tunnels[a].Remote.Addr()); q.nested != before {
+			q.checked = time.Time{} // what fits is another matter now
+		}
+		if !q.nested {
 			continue
 		}
 		if !before || !c.tunnels[q.record.Control].Remote.IsValid() { // relayed: nothing to try
