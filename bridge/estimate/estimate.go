@@ -70,18 +70,24 @@ type Stats struct {
 
 // An Estimator belongs to one receiver. Make it with New.
 type Estimator struct {
-	start   time.Time
-	history history
-	bitrate float64
-	heard   bool // feedback came
-	at      micros
-	oldest  micros // when the first packet since the last feedback was sent; 0 none
-	rtt     micros
-	want    int64
-	// backlog is what a hop of that rate would hold of ours, in bytes.
-	backlog   float64
-	backlogAt micros
-	deaf      [2]int // packets of a kind since the last that feedback mentioned as received
+	// Sent touches these for every packet; they stand together for the cache's sake.
+	sentAt     time.Time
+	sentMicros micros // likewise
+	start      time.Time
+	bitrate    float64
+	backlog    int64 // of ours in a hop that carries perByte, in 1/256 µs
+	perByte    int64 // what a byte takes at the bitrate, likewise
+	backlogAt  micros
+	oldest     micros // when the first packet since the last feedback was sent; 0 none
+	history    history
+	deaf       [2]int32 // packets of a kind since the last that feedback mentioned as received
+	probing    bool     // a cluster is being sent
+	heard      bool     // feedback came
+
+	at     micros // of the last feedback
+	rtt    micros
+	want   int64
+	proven bool // the bitrate is more than a guess
 
 	clock   arrivalClock
 	arrived rate
@@ -95,7 +101,6 @@ type Estimator struct {
 	soft       bool  // the last cut was a careful one
 	cutNext    int64 // packets from this one on were sent after the last cut
 	raised     micros
-	proven     bool // the bitrate is more than a guess
 
 	remb   int64
 	rembAt micros
@@ -104,7 +109,8 @@ type Estimator struct {
 
 // New begins at now.
 func New(now time.Time) *Estimator {
-	e := &Estimator{start: now, bitrate: initial, want: firstWant}
+	e := &Estimator{start: now, want: firstWant}
+	e.set(initial)
 	e.probes.begin()
 	return e
 }
@@ -114,7 +120,10 @@ func (e *Estimator) micros(now time.Time) micros { return now.Sub(e.start).Micro
 // Sent notes a packet of n bytes of clear RTP and returns its transport-wide number. It does not allocate once the
 // history has grown.
 func (e *Estimator) Sent(n int, kind Kind, now time.Time) uint16 {
-	at := e.micros(now)
+	if now != e.sentAt { // once per batch
+		e.sentAt, e.sentMicros = now, e.micros(now)
+	}
+	at := e.sentMicros
 	if e.oldest == 0 {
 		e.oldest = at
 	}
@@ -122,28 +131,26 @@ func (e *Estimator) Sent(n int, kind Kind, now time.Time) uint16 {
 		e.deaf[kind]++
 	}
 	n += Overhead
-	e.probes.sent(e.history.next, n, at)
-	return e.history.add(n, kind, e.behind(n, at), at)
+	if e.probing {
+		e.probing = e.probes.sent(e.history.next, n, at)
+	}
+	return e.history.add(n, kind, e.behind(n, at), at, e.heard)
 }
 
-// behind is how long a packet waits behind what we sent before it if the path carries what we think, in ms. What our own
+// behind is how long a packet waits behind what we sent before it if the path carries what we think. What our own
 // bursts explain is no sign of congestion.
 func (e *Estimator) behind(n int, at micros) uint8 {
-	perMicro := e.bitrate * (1 / 8e6)
-	if at != e.backlogAt {
-		e.backlog = max(e.backlog-float64(at-e.backlogAt)*perMicro, 0)
-		e.backlogAt = at
-	}
-	ms := uint8(0)
-	if e.backlog > 1000*perMicro {
-		ms = uint8(min(e.backlog/perMicro/1000, maxBurst))
-	}
-	e.backlog += float64(n)
-	return ms
+	e.backlog = max(e.backlog-(at-e.backlogAt)<<8, 0)
+	e.backlogAt = at
+	wait := e.backlog
+	e.backlog += int64(n) * e.perByte
+	return uint8(min(wait>>(8+burstShift), maxBurst))
 }
 
-// maxBurst bounds what is forgiven as our own burst, in ms.
-const maxBurst = 80
+const (
+	burstShift = 10 // a burst is kept in units of 1024 µs
+	maxBurst   = 80 // the most that is forgiven as our own, in those
+)
 
 // Mentions reports whether the receiver's feedback is to be expected to mention packets of a kind: some know the
 // transport-wide number in video only, and would seem to lose all audio.
@@ -226,7 +233,7 @@ func (e *Estimator) Tick(now time.Time) {
 	at := e.micros(now)
 	if e.heard && e.oldest != 0 && at-e.oldest > silentAfter.Microseconds() {
 		// Nothing comes back: be careful, whatever it was.
-		e.bitrate = max(e.bitrate/2, Min)
+		e.set(e.bitrate / 2)
 		e.oldest = at
 	}
 	if e.remb > 0 && at-e.rembAt > 30_000_000 {
@@ -247,7 +254,12 @@ func (e *Estimator) learned(at micros) {
 	if !over && e.cutAt+e.rtt < at {
 		e.grow(min(elapsed, 500_000))
 	}
-	e.bitrate = min(max(e.bitrate, Min), Max)
+	e.set(e.bitrate)
+}
+
+func (e *Estimator) set(bps float64) {
+	e.bitrate = min(max(bps, Min), Max)
+	e.perByte = int64(8e6 * 256 / e.bitrate)
 }
 
 // cut goes below what arrives while a queue builds up.
@@ -273,6 +285,7 @@ func (e *Estimator) cut(at micros) {
 	e.cutAt, e.cutNext = at, e.history.next
 	e.loss.disturbed(at)
 	e.probes.cut(at)
+	e.probing = false
 }
 
 const bigQueue = 120_000 // µs

@@ -183,17 +183,21 @@ func FuzzFeedback(f *testing.F) {
 
 // TestHistory keeps what is on the way, as far as it may.
 func TestHistory(t *testing.T) {
-	e, now := New(start), start
-	for range 10_000 {
-		now = now.Add(100 * time.Microsecond)
-		e.Sent(1000, Video, now)
+	e, fb, now := New(start), receive.NewFeedback(start), start
+	for _, want := range []int{deafHistory, maxHistory} {
+		for range 10_000 {
+			now = now.Add(100 * time.Microsecond)
+			e.Sent(1000, Video, now)
+		}
+		if n := len(e.history.ring); n != want {
+			t.Errorf("%d packets are remembered, want %d", n, want)
+		}
+		fb.Arrive(e.Sent(1000, Video, now), 1, false, now)
+		if !tell(e, fb, now) {
+			t.Fatal("refused")
+		}
 	}
-	if n := len(e.history.ring); n != maxHistory {
-		t.Errorf("%d packets are remembered", n)
-	}
-	e = New(start)
-	fb := receive.NewFeedback(start)
-	exchange(e, fb, start, 1000, Video)
+	e, fb = New(start), receive.NewFeedback(start)
 	for range 50 {
 		now = exchange(e, fb, now, 20, Video)
 	}

@@ -81,7 +81,7 @@ func (e *Estimator) receivedAt(n int64, r *record, arrival, at micros) {
 	e.arrived.add(int(r.size), arrival)
 	e.probes.received(n, int(r.size), arrival)
 	if !late { // what was overtaken says nothing of a queue
-		e.delay.add(at-r.since(at), arrival, micros(r.burst)*1000)
+		e.delay.add(at-r.since(at), arrival, micros(r.burst)<<burstShift)
 	}
 }
 

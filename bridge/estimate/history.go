@@ -5,7 +5,9 @@ import "plenum/bridge/packet"
 const (
 	minHistory = 128
 	maxHistory = 4096
-	keepFor    = 2_000_000 // µs that a packet is to be remembered at least, as far as maxHistory allows
+	// deafHistory is as much as is remembered for a receiver of which nothing was heard yet.
+	deafHistory = 512
+	keepFor     = 2_000_000 // µs that a packet is to be remembered at least, as far as maxHistory allows
 )
 
 // A record is one packet that was sent.
@@ -13,7 +15,7 @@ type record struct {
 	at    uint32 // µs since the beginning, wrapping after an hour
 	size  uint16 // on the wire
 	what  uint8  // Kind, and above it what is known of it
-	burst uint8  // ms that it waits behind what we sent before it, at the estimated rate
+	burst uint8  // 1024 µs that it waits behind what we sent before it, at the estimated rate
 }
 
 func (r *record) kind() Kind         { return Kind(r.what & 3) }
@@ -35,14 +37,14 @@ type history struct {
 	reported int64 // one past the highest that feedback has told of
 }
 
-// add notes a packet and returns its number as it is sent.
-func (h *history) add(n int, kind Kind, burst uint8, at micros) uint16 {
+// add notes a packet and returns its number as it is sent. grow allows more than deafHistory.
+func (h *history) add(n int, kind Kind, burst uint8, at micros, grow bool) uint16 {
 	if h.ring == nil {
 		h.ring = make([]record, minHistory)
 		h.next, h.reported = 1, 1
 	}
 	r := &h.ring[h.next&int64(len(h.ring)-1)]
-	if r.state() == underway && uint32(at)-r.at < keepFor && len(h.ring) < maxHistory {
+	if r.state() == underway && uint32(at)-r.at < keepFor && (grow && len(h.ring) < maxHistory || len(h.ring) < deafHistory) {
 		h.grow()
 		r = &h.ring[h.next&int64(len(h.ring)-1)]
 	}

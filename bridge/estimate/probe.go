@@ -32,7 +32,7 @@ type cluster struct {
 // probes finds out whether more could be sent: twice the estimate, for as long as more is wanted than there is, less often
 // when it fails, at once again when it succeeds.
 type probes struct {
-	now      cluster // being sent, if its rate is not 0
+	now      cluster // being sent
 	out      [2]cluster
 	rate     float64 // the next one, if it is to begin at once
 	next     micros  // when another may begin
@@ -47,11 +47,9 @@ func (p *probes) begin() {
 	p.pause = probeEvery
 }
 
-func (p *probes) sent(n int64, size int, at micros) {
+// sent notes a packet of the cluster and reports whether the cluster goes on.
+func (p *probes) sent(n int64, size int, at micros) bool {
 	c := &p.now
-	if c.rate == 0 {
-		return
-	}
 	if c.first == 0 {
 		c.first, c.began = n, at
 	}
@@ -62,7 +60,9 @@ func (p *probes) sent(n int64, size int, at micros) {
 		p.out[1] = p.out[0]
 		p.out[0] = *c
 		p.now = cluster{}
+		return false
 	}
+	return true
 }
 
 func (p *probes) received(n int64, size int, arrival micros) {
@@ -88,7 +88,7 @@ func (p *probes) cut(at micros) {
 // Probing reports whether padding is to be sent now or soon: Padding is then to be asked every few milliseconds.
 func (e *Estimator) Probing(now time.Time) bool {
 	p := &e.probes
-	if p.now.rate != 0 {
+	if e.probing {
 		return true
 	}
 	at := e.micros(now)
@@ -108,7 +108,7 @@ func (e *Estimator) Probing(now time.Time) bool {
 		return false
 	}
 	goal := max(rate/8e6*clusterSpan, clusterBytes)
-	p.now = cluster{rate: rate, goal: int(goal), began: at}
+	p.now, e.probing = cluster{rate: rate, goal: int(goal), began: at}, true
 	p.count++
 	return true
 }
@@ -116,12 +116,12 @@ func (e *Estimator) Probing(now time.Time) bool {
 // Padding is how many bytes of padding are due, those of one packet or of several; 0 when none is.
 func (e *Estimator) Padding(now time.Time) int {
 	c := &e.probes.now
-	if c.rate == 0 {
+	if !e.probing {
 		return 0
 	}
 	at := e.micros(now)
 	if at-c.began > clusterMax {
-		e.probes.now = cluster{} // we could not
+		e.probes.now, e.probing = cluster{}, false // we could not
 		return 0
 	}
 	due := int(c.rate/8e6*float64(at-c.began+5_000)) - c.bytes
