@@ -16,6 +16,8 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"go.uber.org/goleak"
+
 	"plenum/overlay/netlab"
 	"plenum/signaling/client"
 	"plenum/signaling/client/peer"
@@ -91,7 +93,33 @@ type quality struct {
 	audio           float64 // share made up
 	queue           [2]time.Duration
 	lost            float64 // share of video packets that never came
+	dropped         float64 // share of packets that the full queue dropped
 	window          time.Duration
+}
+
+// TestNarrowPath has a call over a path that carries a third of what there is to get: sound comes through, for the bridge
+// does not send more than passes.
+func TestNarrowPath(t *testing.T) {
+	before := goleak.IgnoreCurrent()
+	t.Cleanup(func() { goleak.VerifyNone(t, before) })
+	shard := startDev(t)
+	rows, err := callOver(t.Context(), shard.HTTP, badNetwork{name: "narrow",
+		down: netlab.Impairment{Rate: 600 * netlab.Kbit, Delay: 20 * time.Millisecond, Queue: 200 * time.Millisecond},
+		up:   netlab.Impairment{Delay: 20 * time.Millisecond}}, 1, 5*time.Second, 5*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	q := rows[0]
+	t.Logf("%+v", q)
+	if q.audio > 0.2 {
+		t.Errorf("%.0f %% of the sound is made up", 100*q.audio)
+	}
+	if q.dropped > 0.25 {
+		t.Errorf("%.0f %% of what was sent found the path full", 100*q.dropped)
+	}
+	if q.used < 50*netlab.Kbit {
+		t.Errorf("%d kbit/s were used of 600", q.used/netlab.Kbit)
+	}
 }
 
 // BenchmarkNetworks has calls over bad networks and prints what people would have seen and heard.
@@ -363,6 +391,9 @@ func callOver(ctx context.Context, url string, n badNetwork, seed uint64, settle
 		if n := after.video.Packets - before[i].video.Packets; n > 0 {
 			q.lost = float64(after.video.Lost-before[i].video.Lost) / float64(n)
 		}
+		if n := after.path.In - before[i].path.In; n > 0 {
+			q.dropped = float64(after.path.Dropped-before[i].path.Dropped) / float64(n)
+		}
 		rows = append(rows, q)
 	}
 	return rows, nil
@@ -372,6 +403,7 @@ func callOver(ctx context.Context, url string, n badNetwork, seed uint64, settle
 type sample struct {
 	at          time.Time
 	bytes       uint64
+	path        netlab.Stats
 	video       peer.Received
 	heard, made time.Duration
 }
@@ -389,7 +421,7 @@ func take(p *client.Participant, own, bad *path, up bool, large string) sample {
 		own = bad
 	}
 	of, _ := own.stats(up)
-	x.bytes = of.Bytes
+	x.bytes, x.path = of.Bytes, of
 	return x
 }
 
