@@ -266,9 +266,10 @@ func (s *Server) conference(w http.ResponseWriter, r *http.Request) {
 			code = http.StatusForbidden
 		case xmpp.ResourceConstraint:
 			code = http.StatusTooManyRequests
-			h.Set("Retry-After", "5")
+			comeAgain(h)
 		case xmpp.InternalServerError, xmpp.ServiceUnavailable:
 			code = http.StatusServiceUnavailable
+			comeAgain(h)
 		}
 		http.Error(w, "Bad request: "+e.Error(), code)
 		return

@@ -199,13 +199,17 @@ func New(cfg Config) (*Server, error) {
 		s.closeSite()
 		return nil, fmt.Errorf("XMPP: %w", err)
 	}
+	d := newDoor(cfg.Log, s.sessions.Edge)
+	d.register(cfg.Metrics)
+	s.httpL, s.xmppL = d.listener(s.httpL), d.listener(s.xmppL)
 	if cfg.TLS != nil {
 		tc := cfg.TLS.Clone()
 		tc.NextProtos = []string{"http/1.1"} // WebSocket over HTTP/2 is not spoken here
 		s.httpL = tls.NewListener(s.httpL, tc)
 	}
 	s.http = &http.Server{
-		Handler:           http.HandlerFunc(s.front),
+		Handler:           d.guard(http.HandlerFunc(s.front)),
+		ConnContext:       mark,
 		ReadHeaderTimeout: 10 * time.Second,
 		ReadTimeout:       30 * time.Second,
 		WriteTimeout:      60 * time.Second,

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/netip"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -142,7 +144,9 @@ func (srv *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	place := srv.enter(id.Remote)
 	if place == nil {
-		w.Header().Set("Retry-After", "2")
+		// At a time of everybody's own, and by way of the door again.
+		w.Header().Set("Retry-After", strconv.Itoa(2+rand.IntN(9)))
+		w.Header().Set("Connection", "close")
 		http.Error(w, "too many connections that have not logged in", http.StatusServiceUnavailable)
 		return
 	}
@@ -166,7 +170,7 @@ func (srv *Server) identity(r *http.Request) Identity {
 	if ap, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
 		id.Remote = ap.Addr().Unmap()
 	}
-	if srv.edge(id.Remote) {
+	if srv.Edge(id.Remote) {
 		id.Region = clip(r.Header.Get("X-Proxy-Region"))
 		hops := strings.Split(r.Header.Get("X-Forwarded-For"), ",")
 		if a, err := netip.ParseAddr(strings.TrimSpace(hops[len(hops)-1])); err == nil {
@@ -188,10 +192,11 @@ func (srv *Server) Remote(r *http.Request) netip.Addr { return srv.identity(r).R
 // FromEdge reports whether r comes from a trusted edge, so that its headers may be believed.
 func (srv *Server) FromEdge(r *http.Request) bool {
 	ap, err := netip.ParseAddrPort(r.RemoteAddr)
-	return err == nil && srv.edge(ap.Addr().Unmap())
+	return err == nil && srv.Edge(ap.Addr().Unmap())
 }
 
-func (srv *Server) edge(a netip.Addr) bool {
+// Edge reports whether a is the address of a trusted edge.
+func (srv *Server) Edge(a netip.Addr) bool {
 	for _, p := range srv.cfg.Edges {
 		if p.Contains(a) {
 			return true
