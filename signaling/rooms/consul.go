@@ -139,8 +139,9 @@ type holding struct {
 	reason  Reason
 	lost    chan struct{}
 
+	over atomic.Bool // lost
+
 	// guarded by Consul.mu
-	over  bool
 	open  bool     // the shard has the room open; otherwise it is kept for who comes
 	since boottime // of the last change of open
 }
@@ -279,10 +280,9 @@ func (c *Consul) publish(r right) {
 }
 
 func (c *Consul) loseLocked(h *holding, why string) {
-	if h.over {
+	if h.over.Swap(true) {
 		return
 	}
-	h.over = true
 	if c.rooms[h.room] == h {
 		delete(c.rooms, h.room)
 	}
@@ -293,6 +293,9 @@ func (c *Consul) loseLocked(h *holding, why string) {
 
 // power is what may be done with a room now.
 func (c *Consul) power(h *holding) Power {
+	if h.over.Load() {
+		return None
+	}
 	return c.right.Load().power(h.life, h.session.Load(), c.cfg.now())
 }
 
@@ -507,7 +510,7 @@ func (c *Consul) Acquire(ctx context.Context, room jid.JID) (Lease, error) {
 			c.mu.Lock()
 			defer c.mu.Unlock()
 			switch {
-			case h.over:
+			case h.over.Load():
 				return Lease{}, ErrIsolated
 			case h.open:
 				return Lease{}, ErrHeld

@@ -28,7 +28,7 @@ type right struct {
 	session uint64   // counts sessions; only rooms locked by the present one have its lease
 	lease   boottime // end of it
 	keep    boottime // end of that
-	alone   bool     // keep is because no server has a leader
+	alone   bool     // keep is because no server has had a leader since the lease
 	since   boottime // of the first answer in a row that no server has a leader
 }
 
@@ -67,12 +67,13 @@ func judge(says []say) verdict {
 	return isolated
 }
 
-// power is what may be done with a room of a life, locked by a session.
+// power is what may be done with a room of a life, locked by a session; session 0 is a room that was opened
+// without a lock, while there was no leader.
 func (r right) power(life, session uint64, now boottime) Power {
 	switch {
 	case life != r.life:
 		return None
-	case session == r.session && now < r.lease, now < r.keep && r.alone:
+	case session == r.session && (now < r.lease || now < r.keep && r.alone), session == 0 && now < r.keep && r.alone:
 		return Serve
 	case now < r.keep:
 		return Keep
@@ -127,7 +128,9 @@ func (r right) judged(sent, now boottime, v verdict) right {
 		r.since = sent
 	}
 	if v != cutOff && now < max(r.lease, r.keep) { // what has lapsed is not kept
-		r.keep, r.alone = sent+r.ttl, v == leaderless
+		// Once out of sight of a leader who may have given our rooms away, we only keep.
+		seen := now < r.lease || r.alone
+		r.keep, r.alone = sent+r.ttl, v == leaderless && seen
 	}
 	return r
 }
