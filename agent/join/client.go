@@ -136,7 +136,7 @@ func (f final) Unwrap() error { return f.error }
 // post takes a challenge from a service and sends it the signed request.
 func (c *Client) post(ctx context.Context, path string, r Request, strict bool, answer any) error {
 	if c.TLS != nil && len(r.CSR) == 0 && path != PathLeave {
-		csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, c.TLS)
+		csr, err := CSR(c.TLS)
 		if err != nil {
 			return err
 		}
@@ -158,6 +158,11 @@ func (c *Client) post(ctx context.Context, path string, r Request, strict bool, 
 		}
 		return c.ask(ctx, h, http.MethodPost, base+path, body, answer)
 	})
+}
+
+// CSR is a certificate request (DER) for a key: it proves that the host has it, and names nothing.
+func CSR(key crypto.Signer) ([]byte, error) {
+	return x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
 }
 
 // skewed refuses a host whose clock is too far off.

@@ -154,6 +154,9 @@ func New(cfg Config) (*Vault, error) {
 	return &Vault{cfg: cfg, client: client}, nil
 }
 
+// Keys are those of this server host.
+func (v *Vault) Keys() (Keys, error) { return LoadKeys(v.cfg.KeyFile) }
+
 // A Status is how a Vault is.
 type Status struct {
 	Initialized, Sealed, Active bool

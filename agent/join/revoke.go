@@ -1,0 +1,238 @@
+package join
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/hashicorp/consul/api"
+	nomad "github.com/hashicorp/nomad/api"
+
+	"plenum/agent/pki"
+)
+
+// Revoke puts a host out, by name: its record becomes a tombstone that every other host believes (WireGuard peer gone,
+// certificates blocked, tunnels closed), its tokens and its Nomad node are gone, the gossip key is another. Nothing of it
+// needs a signature, so it works with Vault sealed. Who asks again gets the rest done.
+func (s *Service) Revoke(ctx context.Context, host, admin string) error {
+	st, c, err := s.store(ctx)
+	if err != nil {
+		return err
+	}
+	e := Event{Time: s.cfg.Now(), What: "revoke", Host: host, Admin: admin}
+	h, err := update(ctx, st, statesPrefix+host, func(h *hostState, exists bool) error {
+		if !exists {
+			return Refusal{ReasonUnknown, "this cluster knows no host " + host + ": see plenum host list"}
+		}
+		h.Revoked = true
+		return nil
+	})
+	if err == nil {
+		err = s.revoke(ctx, st, c, h)
+	}
+	if err != nil {
+		r := s.refusal(err)
+		e.Reason, e.Text = r.Reason, r.Text
+	}
+	if err := s.audit.write(e); err != nil {
+		s.log.Error("revoked without an audit line", "host", host, "err", err) // a full disk must not keep a thief in
+	}
+	return err
+}
+
+func (s *Service) revoke(ctx context.Context, st store, c common, h hostState) error {
+	if err := st.put(ctx, revokedKey(h.Keys.Host), s.cfg.Now().UTC(), 0); err != nil && !errors.Is(err, errRace) {
+		return err
+	}
+	err := s.expel(ctx, st, c, h)
+	if e := rotateGossip(ctx, st.client); e != nil {
+		err = errors.Join(err, fmt.Errorf("gossip key: %w", e))
+	}
+	return err
+}
+
+// RotateGossip changes Consul's gossip key: the new one is known everywhere before it is used, and used before the old
+// one goes. Hosts that are away get it with their next renewal.
+func (s *Service) RotateGossip(ctx context.Context, admin string) error {
+	st, _, err := s.store(ctx)
+	if err != nil {
+		return err
+	}
+	err = rotateGossip(ctx, st.client)
+	return errors.Join(err, s.audit.write(Event{Time: s.cfg.Now(), What: "gossip-rotate", Admin: admin, Reason: s.refusal(err).Reason}))
+}
+
+func rotateGossip(ctx context.Context, c *api.Client) error {
+	old, err := primary(ctx, c)
+	if err != nil {
+		return err
+	}
+	key, op, w := gossipKey(), c.Operator(), (&api.WriteOptions{}).WithContext(ctx)
+	// A member that does not answer is an error of its own, and no reason to keep the key.
+	if err := op.KeyringInstall(key, w); err != nil {
+		if rings, e := op.KeyringList((&api.QueryOptions{}).WithContext(ctx)); e != nil || !slices.ContainsFunc(rings, func(r *api.KeyringResponse) bool { return r.Keys[key] > 0 }) {
+			return err
+		}
+	}
+	if err := op.KeyringUse(key, w); err != nil {
+		if now, e := primary(ctx, c); e != nil || now != key {
+			return err
+		}
+	}
+	err = op.KeyringRemove(old, w)
+	if rings, e := op.KeyringList((&api.QueryOptions{}).WithContext(ctx)); e == nil && !slices.ContainsFunc(rings, func(r *api.KeyringResponse) bool { return r.Keys[old] > 0 }) {
+		return nil
+	}
+	return err
+}
+
+// RotateCA takes all CAs a stage further, with a root token made from the unseal key. The last stage waits until every
+// host has renewed, unless it is forced.
+func (s *Service) RotateCA(ctx context.Context, stage pki.Stage, admin string, force bool, shares ...string) error {
+	st, _, err := s.store(ctx)
+	if err != nil {
+		return err
+	}
+	if stage != pki.StageTrust && !force {
+		if late, err := s.late(ctx, st); err != nil {
+			return err
+		} else if len(late) > 0 {
+			return Refusal{ReasonBad, fmt.Sprintf("%d hosts have not renewed since the last stage: %v; wait, revoke them, or force it and let them come back by their host key", len(late), late)}
+		}
+	}
+	root, err := s.cfg.Vault.Root(ctx, shares...)
+	if err != nil {
+		return err
+	}
+	t, err := s.cfg.Vault.Rotate(ctx, root, stage)
+	err = errors.Join(err, s.cfg.Vault.Revoke(ctx, root))
+	text := fmt.Sprintf("stage %s, generation %d", stage, t.Generation)
+	return errors.Join(err, s.audit.write(Event{Time: s.cfg.Now(), What: "ca-rotate", Admin: admin, Text: text, Reason: s.refusal(err).Reason}))
+}
+
+// late are the hosts whose certificates are of an older generation of CAs.
+func (s *Service) late(ctx context.Context, st store) ([]string, error) {
+	t, err := s.cfg.Vault.Trust(ctx)
+	if err != nil {
+		return nil, err
+	}
+	all, err := s.hosts(ctx, st)
+	if err != nil {
+		return nil, err
+	}
+	var late []string
+	for _, h := range all {
+		if h.Generation < t.Generation {
+			late = append(late, h.Host)
+		}
+	}
+	return late, nil
+}
+
+// hosts are those that neither left nor were revoked, by name.
+func (s *Service) hosts(ctx context.Context, st store) ([]hostState, error) {
+	states, err := st.list(ctx, statesPrefix)
+	if err != nil {
+		return nil, err
+	}
+	var all []hostState
+	for _, b := range states {
+		var h hostState
+		if err := json.Unmarshal(b, &h); err != nil {
+			return nil, err
+		}
+		if !h.Left && !h.Revoked {
+			all = append(all, h)
+		}
+	}
+	slices.SortFunc(all, func(a, b hostState) int {
+		if a.Host < b.Host {
+			return -1
+		}
+		return 1
+	})
+	return all, nil
+}
+
+// watch compares Nomad's nodes with what was given out, for as long as the service runs: meta and pool are a client's
+// own claim.
+func (s *Service) watch(ctx context.Context) error {
+	tick := time.NewTicker(s.cfg.Watch)
+	defer tick.Stop()
+	told := false
+	for {
+		err := s.compare(ctx)
+		if err != nil && ctx.Err() == nil && !told {
+			s.log.Warn("nodes are not compared with hosts", "err", err)
+		}
+		told = err != nil
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// compare makes ineligible every node that is no host's, is in a pool that is not the host's, or is a second one of a
+// name; and notes the id of those that are right, for jobs go by it.
+func (s *Service) compare(ctx context.Context) error {
+	st, c, err := s.store(ctx)
+	if err != nil {
+		return err
+	}
+	client, err := newNomad(s.cfg.Nomad, c.Nomad, s.cfg.CA, c.Name)
+	if err != nil {
+		return err
+	}
+	nodes, _, err := client.Nodes().List((&nomad.QueryOptions{}).WithContext(ctx))
+	if err != nil {
+		return fmt.Errorf("nomad: %w", err)
+	}
+	if len(nodes) == 0 {
+		return nil
+	}
+	all, err := s.hosts(ctx, st)
+	if err != nil {
+		return err
+	}
+	for _, n := range nodes {
+		i := slices.IndexFunc(all, func(h hostState) bool { return h.Host == n.Name })
+		why := ""
+		switch {
+		case i < 0:
+			why = "no host of this cluster has its name"
+		case n.NodePool != Pool(all[i].Roles):
+			why = "it is in pool " + n.NodePool + ", its host's is " + Pool(all[i].Roles)
+		case all[i].Node != "" && all[i].Node != n.ID && alive(nodes, all[i].Node):
+			why = "its host has another node, " + all[i].Node
+		case all[i].Node != n.ID && n.Status == nomad.NodeStatusReady:
+			if _, err := update(ctx, st, statesPrefix+n.Name, func(h *hostState, exists bool) error {
+				if !exists || h.Revoked || h.Left {
+					return errRace
+				}
+				h.Node = n.ID
+				return nil
+			}); err != nil {
+				return err
+			}
+		}
+		if why == "" || n.SchedulingEligibility == nomad.NodeSchedulingIneligible {
+			continue
+		}
+		if _, err := client.Nodes().ToggleEligibility(n.ID, false, (&nomad.WriteOptions{}).WithContext(ctx)); err != nil {
+			return fmt.Errorf("nomad: %w", err)
+		}
+		if err := s.audit.write(Event{Time: s.cfg.Now(), What: "node-refused", Host: n.Name, Text: "node " + n.ID + ": " + why, Alarm: true}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func alive(nodes []*nomad.NodeListStub, id string) bool {
+	return slices.ContainsFunc(nodes, func(n *nomad.NodeListStub) bool { return n.ID == id && n.Status == nomad.NodeStatusReady })
+}
