@@ -21,6 +21,7 @@ import (
 	"plenum/overlay/netlab"
 	"plenum/signaling/client"
 	"plenum/signaling/client/peer"
+	"plenum/signaling/trace"
 	"plenum/wire/colibri"
 )
 
@@ -30,6 +31,7 @@ var (
 	networksWindow   = flag.Duration("networks.window", 30*time.Second, "for how long a network is measured")
 	networksSettle   = flag.Duration("networks.settle", 10*time.Second, "how long a call may take to settle before that")
 	networksParallel = flag.Int("networks.parallel", 4, "how many networks are measured at once, each in a room of its own")
+	networksTrace    = flag.Bool("networks.trace", false, "print what plenum room trace says at the end of each call")
 	networksRepeats  = flag.Int("networks.repeats", 1, "how often each is measured, with other seeds")
 )
 
@@ -105,7 +107,7 @@ func TestNarrowPath(t *testing.T) {
 	shard := startDev(t)
 	rows, err := callOver(t.Context(), shard.HTTP, badNetwork{name: "narrow",
 		down: netlab.Impairment{Rate: 600 * netlab.Kbit, Delay: 20 * time.Millisecond, Queue: 200 * time.Millisecond},
-		up:   netlab.Impairment{Delay: 20 * time.Millisecond}}, 1, 5*time.Second, 5*time.Second)
+		up:   netlab.Impairment{Delay: 20 * time.Millisecond}}, 1, 5*time.Second, 5*time.Second, func(string) {})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -126,6 +128,7 @@ func TestNarrowPath(t *testing.T) {
 func BenchmarkNetworks(b *testing.B) {
 	defer urgent()() // what is measured to the millisecond here would seem to be the network's
 	url := *networksShard
+	end := func(string) {}
 	if url == "" {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
@@ -137,6 +140,13 @@ func BenchmarkNetworks(b *testing.B) {
 			b.Fatal(err)
 		}
 		url = p.shard
+		if *networksTrace {
+			end = func(room string) {
+				if v, err := trace.Fetch(context.Background(), room, []string{p.debug, p.bridge}); err != nil || v.Print(os.Stderr) != nil {
+					b.Error(err)
+				}
+			}
+		}
 	}
 	type outcome struct {
 		rows []quality
@@ -154,7 +164,7 @@ func BenchmarkNetworks(b *testing.B) {
 			go func() {
 				slots <- struct{}{}
 				defer func() { <-slots }()
-				rows, err := callOver(context.Background(), url, n, uint64(i+1), *networksSettle, *networksWindow)
+				rows, err := callOver(context.Background(), url, n, uint64(i+1), *networksSettle, *networksWindow, end)
 				c <- outcome{rows, err}
 			}()
 		}
@@ -244,8 +254,8 @@ func (p *path) close() {
 	}
 }
 
-// callOver has one call over a bad network.
-func callOver(ctx context.Context, url string, n badNetwork, seed uint64, settle, window time.Duration) (rows []quality, err error) {
+// callOver has one call over a bad network; end is told its room before it ends.
+func callOver(ctx context.Context, url string, n badNetwork, seed uint64, settle, window time.Duration, end func(room string)) (rows []quality, err error) {
 	ctx, cancel := context.WithTimeout(ctx, settle+window+time.Minute)
 	defer cancel()
 	n.up.Seed, n.down.Seed = 2*seed, 2*seed+1
@@ -362,6 +372,7 @@ func callOver(ctx context.Context, url string, n badNetwork, seed uint64, settle
 	if bad.err != nil {
 		return nil, bad.err
 	}
+	end(room)
 	for i, r := range receivers {
 		after, v := take(r.Participant, r.path, bad, n.uplink, large), &watched[i]
 		took := after.at.Sub(start)
