@@ -48,6 +48,10 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	if len(os.Args) > 2 && os.Args[1] == "crowd" {
+		fmt.Fprintln(os.Stderr, runCrowd(os.Args[2]))
+		os.Exit(1)
+	}
 	if len(os.Args) > 2 && os.Args[1] == "matrix" {
 		rows, err := overlay.Matrix(context.Background(), os.Args[2])
 		if err == nil {

@@ -264,6 +264,7 @@ func (e *engine) guarded() []guard.Plane {
 // setPeers tells a plane's backend who its peers are now.
 func (e *engine) setPeers(p *plane, now time.Time) error {
 	current := map[netip.Addr]bool{}
+	every := e.every()
 	var all []Peer
 	for _, r := range e.book.Records() {
 		a := address(&r, p.name)
@@ -273,10 +274,10 @@ func (e *engine) setPeers(p *plane, now time.Time) error {
 		current[a] = true
 		q, ok := p.peers[a]
 		if !ok || q.host != r.Host {
-			q = &peer{host: r.Host, path: newPath(e.o.ProbeEvery, p.cfg.MTU, minMTU(a), now)}
+			q = &peer{host: r.Host, path: newPath(every, p.cfg.MTU, minMTU(a), now)}
 			p.peers[a] = q
 		}
-		q.record = r
+		q.record, q.path.every = r, every
 		all = append(all, Peer{Host: r.Host, Address: a, Key: e.keyOf(&r), Endpoints: e.endpoints(p, q),
 			Lighthouse: r.Is("server"), Lost: !q.path.up})
 	}
@@ -293,6 +294,12 @@ func (e *engine) setPeers(p *plane, now time.Time) error {
 		return fmt.Errorf("peers: %w", err)
 	}
 	return nil
+}
+
+// every is how often each path is probed. Of many peers each is asked more seldom, so that all together cost no more.
+func (e *engine) every() time.Duration {
+	const few = 25
+	return e.o.ProbeEvery * time.Duration(max(few, e.book.Len())) / few
 }
 
 func address(r *roster.Record, p Plane) netip.Addr {
@@ -520,13 +527,16 @@ func (e *engine) ask(a netip.Addr) {
 	}
 }
 
+// lookUnderlay is how often the kernel is asked what it knows of the way to a peer.
+const lookUnderlay = 5 * time.Second
+
 // measure probes the paths of a plane and gives the kernel their MTU.
 func (e *engine) measure(p *plane, now time.Time) {
 	for a, q := range p.peers {
 		for _, ping := range q.path.Tick(now) {
 			e.send(p, a, &message{kind: probe, id: ping.id}, ping.size)
 		}
-		if now.Sub(q.checked) >= 5*time.Second {
+		if now.Sub(q.checked) >= max(lookUnderlay, q.path.every) {
 			q.checked = now
 			q.limit = 0
 			if t := p.tunnels[a]; t.Remote.IsValid() {
@@ -702,6 +712,7 @@ func (e *engine) announce(now time.Time) {
 	}
 	for _, r := range e.book.Records() {
 		if r.Host == e.cfg.Host && bytes.Equal(r.WireGuard, e.own[:]) {
+			e.told = nil
 			return
 		}
 	}

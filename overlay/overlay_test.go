@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"plenum/overlay"
+	"plenum/overlay/netlab"
 )
 
 // every is each way to give two backends to two planes.
@@ -92,7 +93,7 @@ func TestManyPeers(t *testing.T) {
 }
 
 // usage is the processor time and the resident memory of the overlay's process.
-func usage(t *testing.T, n *node) (cpu time.Duration, resident int) {
+func usage(t netlab.TB, n *node) (cpu time.Duration, resident int) {
 	t.Helper()
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", n.process.PID()))
 	check(t, err)

@@ -120,6 +120,13 @@ func (b *Book) Records() []Record {
 	return all
 }
 
+// Len is how many records there are.
+func (b *Book) Len() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.entries)
+}
+
 // Envelope returns the signed record of a host, or nil.
 func (b *Book) Envelope(host string) []byte {
 	b.mu.Lock()
