@@ -26,7 +26,8 @@ type arena struct {
 	*testing.T
 	http string
 	call []*client.Participant
-	room int // of the last who joined
+	room int          // of the last who joined
+	from *net.TCPAddr // who join; nil is the usual address
 }
 
 func newArena(t *testing.T) *arena {
@@ -59,7 +60,11 @@ func (a *arena) callGoesOn() {
 var attacker = &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}
 
 func (a *arena) config() count.Config {
-	return count.Config{URL: strings.Replace(a.http, "http", "ws", 1) + "/xmpp-websocket", Room: "room", Nick: 1, Crowd: 1}
+	c := count.Config{URL: strings.Replace(a.http, "http", "ws", 1) + "/xmpp-websocket", Room: "room", Nick: 1, Crowd: 1}
+	if a.from != nil {
+		c.From = a.from
+	}
+	return c
 }
 
 func (a *arena) context() context.Context {
