@@ -2,6 +2,7 @@ package join
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net/http"
@@ -15,7 +16,7 @@ import (
 // newNomad is a client for one question or two: the CA may have been rotated since the last.
 func newNomad(address, token, caFile, cluster string) (*api.Client, error) {
 	c := &api.Config{Address: address, SecretID: token, Region: cluster,
-		HttpClient: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 30 * time.Second}}
+		HttpClient: &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12}}, Timeout: 30 * time.Second}}
 	if strings.HasPrefix(address, "https:") {
 		c.TLSConfig = &api.TLSConfig{CACert: caFile, TLSServerName: "server." + cluster + ".nomad"}
 		if _, err := os.Stat(caFile); err != nil {
