@@ -156,11 +156,11 @@ func (a *actor) event(now time.Time, e muc.Event) {
 		switch e.Kind {
 		case muc.Entered:
 			m.joins.Inc()
-			if a.people.Add(1); !a.hall.isInternal(a.jid) {
+			if a.box.size.Store(a.people.Add(1)); !a.hall.isInternal(a.jid) {
 				m.participants.Inc()
 			}
 		case muc.Left:
-			a.people.Add(-1)
+			a.box.size.Store(a.people.Add(-1))
 		}
 	}
 	if e.Kind == muc.Entered {

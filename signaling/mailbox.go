@@ -2,6 +2,7 @@ package signaling
 
 import (
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"plenum/signaling/muc"
@@ -14,6 +15,13 @@ import (
 const (
 	quotaBurst = 200
 	quotaRate  = 20 // stanzas a second
+)
+
+// What everybody in one room may cause together, in stanzas delivered: five hundred who join at once, with all that they say
+// then, and after that a twentieth of a processor. Joins are let in on credit.
+const (
+	roomBurst = 1_000_000
+	roomRate  = 50_000 // a second
 )
 
 // maxSpare is the largest batch whose memory is kept for the next one.
@@ -32,14 +40,19 @@ type letter struct {
 //     by that of the sessions, timers and requests they end;
 //   - stanzas count against their sender's quota in this room, so that who floods is alone with it;
 //   - a presence beyond the quota is kept, the latest one replacing an earlier, and delivered as soon as
-//     the quota allows: what others see of a flooder is late, never wrong. Other stanzas are refused.
+//     the quota allows: what others see of a flooder is late, never wrong. Other stanzas are refused;
+//   - what goes to everybody counts against the room's budget besides, once for each, so that a room that floods is alone
+//     with it, too.
 type mailbox struct {
 	wake chan struct{} // holds a value while the mailbox may have letters
+	size atomic.Int64  // how many are in the room
 
 	mu     sync.Mutex
 	queue  []letter
 	spare  []letter // the last batch, to be filled again
 	quotas map[jid.JID]*quota
+	budget float64 // deliveries left; below zero nothing new goes to everybody
+	at     time.Time
 	closed bool
 }
 
@@ -59,7 +72,7 @@ const (
 )
 
 func newMailbox() *mailbox {
-	return &mailbox{wake: make(chan struct{}, 1), quotas: make(map[jid.JID]*quota)}
+	return &mailbox{wake: make(chan struct{}, 1), quotas: make(map[jid.JID]*quota), budget: roomBurst}
 }
 
 // control posts an event. It reports false when the room has ended.
@@ -85,15 +98,23 @@ func (m *mailbox) post(now time.Time, l letter) verdict {
 		return letterTaken
 	}
 	q := m.quotas[l.from.JID]
+	least := 0.0
 	if q == nil {
+		least = -roomBurst
 		q = &quota{tokens: quotaBurst, at: now}
 		m.quotas[l.from.JID] = q
 	}
 	q.refill(now)
 	presence := l.st.Name == "presence"
+	cost := 0.0
+	if presence || l.st.Attr("type") == "groupchat" {
+		cost = float64(m.size.Load())
+	}
+	m.refillLocked(now)
 	switch {
-	case q.tokens >= 1:
+	case q.tokens >= 1 && (cost == 0 || m.budget >= least):
 		q.tokens--
+		m.budget -= cost
 		if presence {
 			q.late = nil // superseded
 		}
@@ -101,7 +122,7 @@ func (m *mailbox) post(now time.Time, l letter) verdict {
 		return letterTaken
 	case presence:
 		if q.late == nil {
-			time.AfterFunc(time.Second, func() { m.release(l.from.JID) })
+			m.laterLocked(l.from.JID)
 		}
 		q.late = &l
 		return letterTaken
@@ -114,14 +135,33 @@ func (q *quota) refill(now time.Time) {
 	q.at = now
 }
 
-// release delivers a presence that has waited; it is owed whatever else its sender did meanwhile.
-func (m *mailbox) release(who jid.JID) {
+func (m *mailbox) refillLocked(now time.Time) {
+	if !m.at.IsZero() {
+		m.budget = min(roomBurst, m.budget+now.Sub(m.at).Seconds()*roomRate)
+	}
+	m.at = now
+}
+
+func (m *mailbox) laterLocked(who jid.JID) {
+	time.AfterFunc(time.Second, func() { m.release(time.Now(), who) })
+}
+
+// release delivers a presence that has waited; it is owed whatever else its sender did meanwhile. A room that is over
+// its budget waits longer.
+func (m *mailbox) release(now time.Time, who jid.JID) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if q := m.quotas[who]; !m.closed && q != nil && q.late != nil {
-		m.putLocked(*q.late)
-		q.late = nil
+	q := m.quotas[who]
+	if m.closed || q == nil || q.late == nil {
+		return
 	}
+	if m.refillLocked(now); m.budget < 0 {
+		m.laterLocked(who)
+		return
+	}
+	m.budget -= float64(m.size.Load())
+	m.putLocked(*q.late)
+	q.late = nil
 }
 
 // forget drops the quota of somebody who is not in the room any more. It reports false, and keeps it,
