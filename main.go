@@ -12,6 +12,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"plenum/agent"
 )
 
 func main() { os.Exit(run()) }
@@ -38,6 +40,7 @@ func command() *cobra.Command {
 		SilenceUsage:  true,
 	}
 	root.AddCommand(devCommand(), runCommand(), roomCommand())
+	root.AddCommand(agent.Commands(version())...)
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return fmt.Errorf("%w; %s --help lists the flags", err, c.CommandPath())
 	})

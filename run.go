@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"plenum/agent"
 	"plenum/overlay"
 	"plenum/overlay/nebula"
 	"plenum/overlay/wireguard"
@@ -18,7 +19,8 @@ func runCommand() *cobra.Command {
 		Use:   "run",
 		Short: "Run one part of a host, as units and Nomad do",
 	}
-	c.AddCommand(runOverlayCommand(), runSignalingCommand(), runBridgeCommand())
+	logger := func(level, format string) (*slog.Logger, error) { return newLogger(os.Stderr, level, format) }
+	c.AddCommand(agent.RunCommand(version(), logger), runOverlayCommand(), runSignalingCommand(), runBridgeCommand())
 	return c
 }
 

@@ -28,21 +28,23 @@ import (
 
 // Where things lie on a host, below its root.
 const (
-	configFile  = "/etc/plenum/plenum.hcl"
-	consulFile  = "/etc/plenum/consul.json"
-	nomadFile   = "/etc/plenum/nomad.json"
-	vaultFile   = "/etc/plenum/vault.json"
-	stateDir    = "/var/lib/plenum"
-	keyDir      = stateDir + "/keys"
-	tlsDir      = stateDir + "/tls"
-	nebulaDir   = stateDir + "/nebula"
-	answerFile  = stateDir + "/answer.json"
-	overlayFile = stateDir + "/overlay.json"
-	seedFile    = stateDir + "/roster-seed.json"
-	tokenFile   = stateDir + "/keys/consul.token"
-	binDir      = "/opt/plenum/bin" // what tasks see
-	libDir      = "/opt/plenum/lib" // what only the host runs
-	lockFile    = "/run/plenum/agent.lock"
+	configFile   = "/etc/plenum/plenum.hcl"
+	consulFile   = "/etc/plenum/consul.json"
+	nomadFile    = "/etc/plenum/nomad.json"
+	vaultFile    = "/etc/plenum/vault.json"
+	stateDir     = "/var/lib/plenum"
+	keyDir       = stateDir + "/keys"
+	tlsDir       = stateDir + "/tls"
+	nebulaDir    = stateDir + "/nebula"
+	answerFile   = stateDir + "/answer.json"
+	joinDir      = stateDir + "/join" // of the join service
+	overlayFile  = stateDir + "/overlay.json"
+	seedFile     = stateDir + "/roster-seed.json"
+	tokenFile    = stateDir + "/keys/consul.token"
+	binDir       = "/opt/plenum/bin" // what tasks see
+	libDir       = "/opt/plenum/lib" // what only the host runs
+	lockFile     = "/run/plenum/agent.lock"
+	foundingFile = stateDir + "/founding.json" // on the host that made the cluster
 )
 
 // Metrics is the agent's port, TCP, on the control plane.
@@ -71,6 +73,10 @@ type Config struct {
 	Every string `hcl:"every,optional"`
 	// Unseal is file or shamir: whether Vault is unsealed from a file that root alone reads, or by people.
 	Unseal string `hcl:"unseal,optional"`
+	// HostLife and ServerLife are how long the certificates live that this server's join service makes, 14 and 90 days
+	// by default. They are chosen by init; tests make them short.
+	HostLife   string `hcl:"host_life,optional"`
+	ServerLife string `hcl:"server_life,optional"`
 
 	root string
 }
@@ -106,8 +112,11 @@ func (c *Config) validate() error {
 	if c.Unseal = cmp.Or(c.Unseal, "file"); c.Unseal != "file" && c.Unseal != "shamir" {
 		return fmt.Errorf("agent: unseal %q is neither file nor shamir", c.Unseal)
 	}
-	if c.Every = cmp.Or(c.Every, "5s"); c.every() <= 0 {
-		return fmt.Errorf("agent: every %q is not a duration such as 5s", c.Every)
+	c.Every, c.HostLife, c.ServerLife = cmp.Or(c.Every, "5s"), cmp.Or(c.HostLife, "336h"), cmp.Or(c.ServerLife, "2160h")
+	for name, text := range map[string]string{"every": c.Every, "host_life": c.HostLife, "server_life": c.ServerLife} {
+		if duration(text) <= 0 {
+			return fmt.Errorf("agent: %s %q is not a duration such as 5s", name, text)
+		}
 	}
 	for _, a := range slices.Concat(c.Public, []string{cmp.Or(c.Address, "::")}) {
 		if _, err := netip.ParseAddr(a); err != nil {
@@ -120,8 +129,9 @@ func (c *Config) validate() error {
 	return nil
 }
 
-func (c *Config) every() time.Duration {
-	d, _ := time.ParseDuration(c.Every)
+// duration is what validate has seen already; 0 when it is none.
+func duration(text string) time.Duration {
+	d, _ := time.ParseDuration(text)
 	return d
 }
 
@@ -143,11 +153,11 @@ func (c *Config) text() []byte {
 	if c.UplinkMbit != 0 {
 		line("uplink_mbit", c.UplinkMbit)
 	}
-	if c.Every != "5s" {
-		line("every", c.Every)
-	}
-	if c.Unseal != "file" {
-		line("unseal", c.Unseal)
+	for _, o := range []struct{ key, value, usual string }{{"every", c.Every, "5s"}, {"unseal", c.Unseal, "file"},
+		{"host_life", c.HostLife, "336h"}, {"server_life", c.ServerLife, "2160h"}} {
+		if o.value != o.usual {
+			line(o.key, o.value)
+		}
 	}
 	return append(b, "}\n"...)
 }

@@ -236,7 +236,7 @@ func files(paths []string, digests map[string]string) string {
 // String is a plan's line.
 func (s Step) String() string { return s.What + ": " + s.Why }
 
-// MarshalPlan writes steps as JSON, one object a line.
+// marshalSteps writes steps as JSON, one object a line.
 func marshalSteps(steps []Step) []byte {
 	if steps == nil {
 		steps = []Step{}

@@ -1,0 +1,319 @@
+package agent
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+
+	"plenum/agent/join"
+	"plenum/agent/pki"
+	"plenum/overlay"
+)
+
+// A Founding is what init is told. It is kept, so that a killed init goes on with the same addresses.
+type Founding struct {
+	Cluster string       `json:"cluster"`
+	Region  string       `json:"region"`
+	Roles   []string     `json:"roles"`
+	Control netip.Prefix `json:"control"`
+	Media   netip.Prefix `json:"media"`
+	Admins  []string     `json:"admins,omitempty"` // NAME=age1…
+}
+
+// Defaults of the overlays' prefixes: rarely used, and easy to tell apart.
+var (
+	DefaultControl = netip.MustParsePrefix("10.86.0.0/16")
+	DefaultMedia   = netip.MustParsePrefix("10.87.0.0/16")
+)
+
+func (f *Founding) validate(facts []netip.Addr) error {
+	if !validHost.MatchString(f.Cluster) || !validHost.MatchString(f.Region) {
+		return fmt.Errorf("cluster %q and region %q are names of a-z, 0-9 and inner hyphens", f.Cluster, f.Region)
+	}
+	if !slices.Contains(f.Roles, join.RoleServer) {
+		f.Roles = append([]string{join.RoleServer}, f.Roles...)
+	}
+	for _, r := range f.Roles {
+		if !slices.Contains([]string{join.RoleServer, join.RoleEdge, join.RoleShard, join.RoleBridge, join.RoleRecorder}, r) {
+			return fmt.Errorf("role %q is none of server, edge, shard, bridge, recorder", r)
+		}
+	}
+	if f.Control.Overlaps(f.Media) {
+		return fmt.Errorf("the overlays' prefixes %s and %s overlap", f.Control, f.Media)
+	}
+	for _, p := range []netip.Prefix{f.Control, f.Media} {
+		if !p.IsValid() || p != p.Masked() || p.Bits() > p.Addr().BitLen()-8 {
+			return fmt.Errorf("%s is no network with room for 250 hosts", p)
+		}
+		for _, a := range facts {
+			if p.Contains(a) {
+				return fmt.Errorf("%s is used here already (%s); choose others with --control and --media", p, a)
+			}
+		}
+	}
+	for _, a := range f.Admins {
+		if name, key, ok := strings.Cut(a, "="); !ok || !validHost.MatchString(name) || !strings.HasPrefix(key, "age1") {
+			return fmt.Errorf("--admin %q is not NAME=age1…", a)
+		}
+	}
+	return nil
+}
+
+// first is the answer for the first host before anybody can sign one.
+func (f *Founding) first(host string, address netip.Addr) join.Answer {
+	own := func(p netip.Prefix) netip.Prefix { return netip.PrefixFrom(p.Addr().Next(), p.Bits()) }
+	a := join.Answer{Cluster: f.Cluster, Host: host, Region: f.Region, Roles: f.Roles, Control: own(f.Control), Media: own(f.Media),
+		Nomad: join.Nomad{Pool: join.Pool(f.Roles)}}
+	a.Servers = []join.Server{{Host: host, Control: a.Control.Addr(), Underlay: []string{netip.AddrPortFrom(address, 4242).String()},
+		Join: net.JoinHostPort(address.String(), strconv.Itoa(join.Port))}}
+	return a
+}
+
+// Init makes this host the first of a new cluster, or goes on where an earlier run was killed.
+//
+//	addresses → Vault on loopback → CAs → own certificate → overlays → Vault's cluster address → Consul → Nomad → join service
+func (c *Command) Init(ctx context.Context, f Founding, set func(*Config)) error {
+	w, lock, err := c.work()
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	set(&w.cfg)
+	if err := errors.Join(w.cfg.validate(), w.choose()); err != nil {
+		return err
+	}
+	if w.joined() && !w.first {
+		return fmt.Errorf("this host is part of %s already; plenum leave first", w.answer.Cluster)
+	}
+	address, err := stable(w.cfg, w.facts)
+	if err != nil {
+		return err
+	}
+	w.cfg.Address = address.String()
+	if !w.first {
+		if err := f.validate(w.facts.Addresses); err != nil {
+			return err
+		}
+	} else if f, err = w.founding(); err != nil {
+		return err
+	}
+	w.first = true
+	if w.answer.Host == "" {
+		w.answer = f.first(w.cfg.Host, address)
+	}
+	if len(w.answer.Binaries) == 0 {
+		if w.answer.Binaries, err = c.local(ctx, programs); err != nil {
+			return err
+		}
+	}
+	if c.Plan || c.JSON {
+		v := w.view
+		if !w.joined() {
+			v.answer.Nomad.Introduction, v.answer.Consul.Token, v.answer.TLSCert = "later", "later", "later"
+		}
+		return c.printPlan(ctx, w, v.desired(), w.initSteps()...)
+	}
+	n, err := c.found(ctx, w, f)
+	if err != nil {
+		return err
+	}
+	if n == 0 {
+		c.say("nothing to do: %s runs %s", w.answer.Host, w.answer.Cluster)
+		return nil
+	}
+	c.say("\ncluster %s runs on %s. The next host:\n  here:   plenum token create --region %s --roles bridge\n  there:  plenum join TOKEN", w.answer.Cluster, w.answer.Host, f.Region)
+	return nil
+}
+
+// initSteps are what init does besides files and services.
+func (w *work) initSteps() []Step {
+	if w.joined() && w.answer.Nomad.Introduction != "" {
+		return nil
+	}
+	return []Step{
+		{Kind: "key", What: "make four keys in " + keyDir, Why: "the private halves never leave this host"},
+		{Kind: "vault", What: "initialise Vault", Why: "engines, keys and CAs for hosts and servers; unsealed by " + w.cfg.Unseal},
+		{Kind: "consul", What: "bootstrap Consul's rights", Why: "default is to deny; a token for each host"},
+		{Kind: "nomad", What: "bootstrap Nomad's rights", Why: "nodes only by introduction, one pool for each role"},
+	}
+}
+
+func (w *work) founding() (f Founding, err error) {
+	b, err := w.host.Read(foundingFile)
+	if err == nil {
+		err = json.Unmarshal(b, &f)
+	}
+	return f, err
+}
+
+// found does it, part by part. Every part may be repeated.
+func (c *Command) found(ctx context.Context, w *work, f Founding) (int, error) {
+	total := 0
+	if !w.joined() {
+		if err := w.host.Mkdir(stateDir, 0o755); err != nil {
+			return 0, err
+		}
+		if err := w.host.Write(foundingFile, marshal(f), 0o600); err != nil {
+			return 0, err
+		}
+		// Vault binds its cluster address when it starts and does not like it to change, so the device is there before
+		// the network is.
+		if err := prepareDevice(w.answer.Control); err != nil {
+			return 0, err
+		}
+		d := w.desired()
+		d.Files = slices.DeleteFunc(d.Files, func(f File) bool { return f.Path != vaultFile && f.Path != configFile })
+		n, err := w.apply(ctx, d.only("plenum-vault"))
+		total += n
+		if err == nil {
+			err = w.await(ctx, "plenum-vault")
+		}
+		if err != nil {
+			return total, err
+		}
+		w.crash("before vault setup")
+		if err := w.foundHost(ctx, f, c.Release); err != nil {
+			return total, err
+		}
+		total++
+	}
+	n, err := w.converge(ctx, "plenum-overlay", "plenum-vault", "plenum-consul")
+	total += n
+	if err != nil {
+		return total, err
+	}
+	if w.answer.Nomad.Introduction == "" {
+		if n, err = w.bootstrap(ctx); err != nil {
+			return total + n, err
+		}
+		total += n
+	}
+	n, err = w.converge(ctx)
+	return total + n, err
+}
+
+// foundHost sets Vault up and has it sign for the first host.
+func (w *work) foundHost(ctx context.Context, f Founding, release string) error {
+	w.hand.say("set up Vault: engines, keys and CAs")
+	cfg := w.pki()
+	cfg.Control = f.Control
+	for _, a := range f.Admins {
+		_, key, _ := strings.Cut(a, "=")
+		cfg.Admins = append(cfg.Admins, key)
+	}
+	if w.cfg.Unseal == "shamir" {
+		cfg.Shares, cfg.Threshold = 5, 3
+		cfg.HandOut = func(shares []string) error {
+			w.hand.say("five shares of Vault's key, three open it; they are shown this once:\n%s", strings.Join(shares, "\n"))
+			return nil
+		}
+	}
+	v, err := pki.New(cfg)
+	if err == nil {
+		err = v.Setup(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	w.vault = v
+	id, err := loadIdentity(w.host)
+	if err != nil {
+		return err
+	}
+	keys, err := id.public()
+	if err != nil {
+		return err
+	}
+	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, id.tls)
+	if err != nil {
+		return err
+	}
+	s, err := join.New(w.service(slog.New(slog.DiscardHandler)))
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	admin := "init"
+	if len(f.Admins) > 0 {
+		admin, _, _ = strings.Cut(f.Admins[0], "=")
+	}
+	a, err := s.Found(ctx, join.Cluster{Name: f.Cluster, Control: f.Control, Media: f.Media}, f.Region, admin,
+		join.Request{Host: w.cfg.Host, Roles: f.Roles, Keys: keys, Facts: w.factsFor(release), CSR: csr})
+	if err != nil {
+		return err
+	}
+	a.Binaries = w.answer.Binaries
+	return w.keep(a)
+}
+
+// bootstrap makes Consul and Nomad this cluster's. It may be done again.
+func (w *work) bootstrap(ctx context.Context) (int, error) {
+	s, err := join.New(w.service(slog.New(slog.DiscardHandler)))
+	if err != nil {
+		return 0, err
+	}
+	defer s.Close()
+	ctx, cancel := context.WithTimeoutCause(ctx, 3*patience, errors.New("too long"))
+	defer cancel()
+	w.crash("before consul bootstrap")
+	w.hand.say("bootstrap Consul's rights: default is to deny")
+	if err := s.BootstrapConsul(ctx); err != nil {
+		return 0, err
+	}
+	n, err := w.converge(ctx, "plenum-nomad")
+	if err != nil {
+		return n, err
+	}
+	w.crash("before nomad bootstrap")
+	w.hand.say("bootstrap Nomad's rights: nodes only by introduction")
+	introduction, err := s.BootstrapNomad(ctx)
+	if err != nil {
+		return n, err
+	}
+	w.crash("after nomad bootstrap")
+	a := w.answer
+	a.Nomad.Introduction = introduction
+	return n + 2, w.keep(a)
+}
+
+// service is how the join service runs on this server host.
+func (w *work) service(log *slog.Logger) join.Config {
+	if w.vault == nil {
+		w.vault, _ = pki.New(w.pki()) // refused by join.New when it is nil
+	}
+	c := join.Config{Vault: w.vault, Consul: consulAddress, Nomad: "https://" + nomadAddress, CA: w.host.Path(tlsDir, "ca.pem"),
+		Dir: w.host.Path(joinDir), Socket: w.host.Path("run/plenum/join.sock"), Log: log}
+	for _, b := range w.answer.Binaries {
+		c.Binaries = append(c.Binaries, join.File{Name: b.Name, Arch: w.facts.Arch, Version: b.Version, Path: w.host.Path(program(b))})
+	}
+	return c
+}
+
+// prepareDevice makes the control plane's device with its address, silent until the overlay takes it.
+func prepareDevice(p netip.Prefix) error {
+	if err := overlay.Persist(controlDevice); err != nil {
+		return fmt.Errorf("device %s: %w; it needs root and /dev/net/tun", controlDevice, err)
+	}
+	link, err := netlink.LinkByName(controlDevice)
+	if err == nil {
+		err = netlink.AddrReplace(link, &netlink.Addr{IPNet: &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}})
+	}
+	if err == nil {
+		err = netlink.LinkSetUp(link)
+	}
+	if err != nil {
+		return fmt.Errorf("device %s: %w", controlDevice, err)
+	}
+	return nil
+}

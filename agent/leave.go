@@ -1,0 +1,134 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"plenum/agent/join"
+	"plenum/overlay/guard"
+)
+
+// Leave hands everything back: work is drained, the cluster forgets the host, and what was made here is removed. What
+// plenum did not make is not touched. With force it goes on where the cluster does not answer; another server's
+// plenum host revoke then does the rest.
+func (c *Command) Leave(ctx context.Context, force bool) error {
+	w, lock, err := c.work()
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if !w.joined() && !w.first {
+		return c.remains(ctx, w)
+	}
+	if c.Plan {
+		return c.printRemoval(w)
+	}
+	if w.is(join.RoleServer) && len(w.answer.Servers) == 1 && !force {
+		return errors.New("this is the last server of the cluster: leaving ends it; --force does")
+	}
+	if err := c.drain(ctx, w); err != nil && !force {
+		return fmt.Errorf("%w; --force leaves all the same", err)
+	}
+	w.hand.say("take leave of %s", w.answer.Cluster)
+	client, r, err := w.client()
+	if err == nil {
+		err = client.Leave(ctx, r)
+	}
+	if err != nil && !force && !errors.Is(err, join.Refusal{Reason: join.ReasonUnknown}) && !errors.Is(err, join.Refusal{Reason: join.ReasonRevoked}) {
+		return fmt.Errorf("the cluster does not let go: %w; --force leaves all the same", err)
+	}
+	return c.remains(ctx, w)
+}
+
+// drain has Nomad move its tasks away, with the node's own identity where there is one.
+func (c *Command) drain(ctx context.Context, w *work) error {
+	return nil
+}
+
+// remains removes what is left of plenum on the host; it may be killed and repeated.
+func (c *Command) remains(ctx context.Context, w *work) error {
+	var all []error
+	for _, name := range slices.Backward([]string{"plenum-overlay", "plenum-vault", "plenum-consul", "plenum-nomad", "plenum-agent"}) {
+		if s, err := w.host.Services().State(ctx, name); err != nil || s.Running || s.Unit != "" {
+			w.hand.say("stop %s", describe(name))
+			w.crash("before stop " + name)
+			all = append(all, w.host.Services().Stop(ctx, name))
+		}
+	}
+	if err := errors.Join(all...); err != nil {
+		return err
+	}
+	unmountBelow(w.host.Path(stateDir, "nomad"))
+	for _, device := range []string{controlDevice, mediaDevice} {
+		if link, err := netlink.LinkByName(device); err == nil {
+			w.hand.say("remove %s", device)
+			if err := netlink.LinkDel(link); err != nil {
+				return err
+			}
+		}
+	}
+	w.crash("before guard")
+	if err := guard.Remove(); err != nil {
+		return err
+	}
+	for _, path := range made {
+		w.crash("before remove " + path)
+		if err := w.host.Remove(path); err != nil {
+			return err
+		}
+	}
+	for _, dir := range []string{"/etc/plenum", "/opt/plenum", "/run/plenum"} {
+		_ = os.Remove(w.host.Path(dir)) // what people put there keeps it
+	}
+	c.say("nothing of plenum is left here")
+	return nil
+}
+
+// made is all that plenum makes on a host, the keys last: until they are gone, a killed leave can take leave again.
+var made = []string{consulFile, nomadFile, vaultFile, configFile, binDir, libDir, "/var/log/plenum", "/run/plenum",
+	stateDir + "/consul", stateDir + "/nomad", stateDir + "/vault", stateDir}
+
+func (c *Command) printRemoval(w *work) error {
+	var steps []Step
+	steps = append(steps, Step{Kind: "call", What: "drain this node", Why: "tasks move or end by themselves"},
+		Step{Kind: "call", What: "take leave of " + w.answer.Cluster, Why: "addresses, certificates, tokens and the catalog's entry go back"})
+	for _, path := range made {
+		if _, err := os.Lstat(w.host.Path(path)); err == nil {
+			steps = append(steps, Step{Kind: "file", What: "remove " + path, Why: "made by plenum"})
+		}
+	}
+	if c.JSON {
+		_, err := c.Out.Write(marshalSteps(steps))
+		return err
+	}
+	for _, s := range steps {
+		c.say("  %-44s %s", s.What, s.Why)
+	}
+	return nil
+}
+
+// unmountBelow unmounts what Nomad's tasks left mounted, the deepest first.
+func unmountBelow(dir string) {
+	b, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		return
+	}
+	var all []string
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); len(f) > 1 && strings.HasPrefix(f[1], filepath.Clean(dir)+"/") {
+			all = append(all, f[1])
+		}
+	}
+	slices.Sort(all)
+	for _, path := range slices.Backward(all) {
+		_ = unix.Unmount(path, unix.MNT_DETACH)
+	}
+}

@@ -1,0 +1,223 @@
+package agent
+
+import (
+	"cmp"
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	consul "github.com/hashicorp/consul/api"
+	"github.com/spf13/cobra"
+
+	"plenum/overlay"
+	"plenum/overlay/roster"
+)
+
+// A Report is the cluster as one host sees it.
+type Report struct {
+	Cluster  string           `json:"cluster"`
+	Seen     time.Time        `json:"seen"`            // when the catalog said so
+	Stale    string           `json:"stale,omitempty"` // why that is not now
+	Hosts    []HostReport     `json:"hosts"`
+	Matrix   []overlay.Status `json:"matrix"`
+	Problems []string         `json:"problems,omitempty"`
+}
+
+// A HostReport is one host.
+type HostReport struct {
+	Host        string    `json:"host"`
+	Region      string    `json:"region"`
+	Roles       []string  `json:"roles"`
+	Release     string    `json:"release,omitempty"`
+	State       string    `json:"state"` // up, silent, never registered, revoked
+	Control     string    `json:"control"`
+	Media       string    `json:"media"`
+	Certificate time.Time `json:"certificate,omitzero"` // its end
+	Reaches     int       `json:"reaches"`              // peers, by control
+	Peers       int       `json:"peers"`
+}
+
+func statusCommand(release string) *cobra.Command {
+	c := &Command{Release: release}
+	var watch bool
+	cmd := &cobra.Command{Use: "status", Short: "Show the hosts of the cluster and the networks between them", Args: cobra.NoArgs}
+	c.common(cmd, false)
+	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "again every two seconds")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		for {
+			if err := c.Status(cmd.Context()); err != nil || !watch {
+				return err
+			}
+			select {
+			case <-cmd.Context().Done():
+				return nil
+			case <-time.After(2 * time.Second):
+			}
+		}
+	}
+	return cmd
+}
+
+// Status prints the cluster.
+func (c *Command) Status(ctx context.Context) error {
+	w, err := newWork(c.Root)
+	if err != nil {
+		return err
+	}
+	if !w.joined() {
+		return errors.New("this host is in no cluster: plenum init or plenum join TOKEN")
+	}
+	r := w.report(ctx)
+	if c.JSON {
+		_, err := c.Out.Write(append(marshal(r), '\n'))
+		return err
+	}
+	if r.Stale != "" {
+		c.say("as of %s ago: %s", time.Since(r.Seen).Round(time.Second), r.Stale)
+	}
+	t := tabwriter.NewWriter(c.Out, 0, 8, 2, ' ', 0)
+	fmt.Fprintln(t, "HOST\tREGION\tROLES\tSTATE\tRELEASE\tCONTROL\tMEDIA\tCERTIFICATE\tREACHES")
+	for _, h := range r.Hosts {
+		days := "-"
+		if !h.Certificate.IsZero() {
+			days = fmt.Sprintf("%.1f days", time.Until(h.Certificate).Hours()/24)
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d/%d\n", h.Host, h.Region, strings.Join(h.Roles, ","), h.State, cmp.Or(h.Release, "-"), h.Control, h.Media, days, h.Reaches, h.Peers)
+	}
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	for _, p := range overlay.Planes {
+		c.say("\n%s network, round trips", p)
+		c.matrix(r, p)
+	}
+	for _, p := range r.Problems {
+		c.say("problem: %s", p)
+	}
+	return nil
+}
+
+// matrix prints one network as rows of hosts that look at columns of hosts.
+func (c *Command) matrix(r Report, plane overlay.Plane) {
+	t := tabwriter.NewWriter(c.Out, 0, 8, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprint(t, "from \\ to\t")
+	for _, h := range r.Hosts {
+		fmt.Fprintf(t, "%s\t", h.Host)
+	}
+	fmt.Fprintln(t)
+	for _, row := range r.Matrix {
+		fmt.Fprintf(t, "%s\t", row.Host)
+		for _, h := range r.Hosts {
+			text := "·"
+			for _, p := range row.Paths {
+				if p.Plane == plane && p.Host == h.Host {
+					text = "down"
+					if p.Up {
+						text = p.RTT.Round(10 * time.Microsecond).String()
+						if p.Route == overlay.Relayed {
+							text += " via " + p.Relay
+						}
+					}
+				}
+			}
+			fmt.Fprintf(t, "%s\t", text)
+		}
+		fmt.Fprintln(t)
+	}
+	_ = t.Flush()
+}
+
+// report asks the catalog and the overlays. Without the catalog it tells what the host knew last.
+func (w *work) report(ctx context.Context) Report {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	r := Report{Cluster: w.answer.Cluster, Seen: time.Now(), Hosts: []HostReport{}}
+	var err error
+	if r.Matrix, err = overlay.Matrix(ctx, w.host.Root()); err != nil {
+		r.Problems = append(r.Problems, "the networks' process does not answer: "+err.Error())
+	}
+	records, err := w.records(ctx)
+	if err != nil {
+		r.Stale = err.Error()
+		book := roster.NewBook(ed25519.PublicKey(w.answer.RosterKey))
+		path := w.host.Path(stateDir, "roster.json")
+		if s, err := os.Stat(path); err == nil {
+			r.Seen = s.ModTime()
+		}
+		if err := book.Restore(path); err != nil {
+			r.Problems = append(r.Problems, err.Error())
+		}
+		records = book.Records()
+	}
+	client, clientErr := consulClient(w.answer.Consul.Token)
+	for _, rec := range records {
+		h := HostReport{Host: rec.Host, Region: rec.Region, Roles: rec.Roles, Control: rec.Control.String(), Media: rec.Media.String(), State: "unknown"}
+		switch {
+		case rec.Revoked:
+			h.State = "revoked"
+		case clientErr == nil && r.Stale == "":
+			w.lookUp(ctx, client, &h)
+		}
+		for _, row := range r.Matrix {
+			for _, p := range row.Paths {
+				if row.Host == rec.Host && p.Plane == overlay.Control {
+					h.Peers++
+					if p.Up {
+						h.Reaches++
+					}
+				}
+			}
+		}
+		r.Hosts = append(r.Hosts, h)
+	}
+	for _, row := range r.Matrix {
+		for _, p := range row.Problems {
+			r.Problems = append(r.Problems, row.Host+": "+p)
+		}
+	}
+	return r
+}
+
+// records are the signed records in the catalog.
+func (w *work) records(ctx context.Context) ([]roster.Record, error) {
+	c, err := consulClient(w.answer.Consul.Token)
+	if err != nil {
+		return nil, err
+	}
+	pairs, _, err := c.KV().List("plenum/hosts/", (&consul.QueryOptions{AllowStale: true}).WithContext(ctx))
+	if err != nil {
+		return nil, fmt.Errorf("the catalog does not answer: %w", plain(err))
+	}
+	var all []roster.Record
+	for _, p := range pairs {
+		if rec, err := roster.Verify(w.answer.RosterKey, p.Value); err == nil {
+			all = append(all, rec)
+		}
+	}
+	slices.SortFunc(all, func(a, b roster.Record) int { return cmp.Compare(a.Host, b.Host) })
+	return all, nil
+}
+
+// lookUp fills in what the host's agent registered.
+func (w *work) lookUp(ctx context.Context, c *consul.Client, h *HostReport) {
+	entries, _, err := c.Health().Service(serviceName(h.Host), "", false, (&consul.QueryOptions{AllowStale: true}).WithContext(ctx))
+	switch {
+	case err != nil:
+		h.State = "unknown"
+	case len(entries) == 0:
+		h.State = "not registered"
+	default:
+		e := entries[0]
+		h.Release = e.Service.Meta["release"]
+		h.Certificate, _ = time.Parse(time.RFC3339, e.Service.Meta["certificate_to"])
+		if h.State = "up"; e.Checks.AggregatedStatus() != consul.HealthPassing {
+			h.State = "silent"
+		}
+	}
+}
