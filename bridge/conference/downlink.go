@@ -26,6 +26,10 @@ const (
 	raiseBy    = 1.05
 	raiseAfter = time.Second
 	settleFor  = 2 * time.Second
+	// What had to be taken back within regretIn is tried again later and later, at most maxRaise; not so after calm.
+	regretIn = 6 * time.Second
+	maxRaise = 16 * time.Second
+	calm     = 40 * time.Second
 )
 
 // downlink is the way to one receiver: what it carries, and how it is used.
@@ -41,9 +45,11 @@ type downlink struct {
 	taken  int64        // by the video that was chosen
 	ideal  int64        // by all video that is wanted
 
-	rising  time.Time // since when the budget is higher than the limit
-	lowest  int64     // in that time
-	queued  bool      // waits for allocation
+	rising  time.Time     // since when the budget is higher than the limit
+	lowest  int64         // in that time
+	queued  bool          // waits for allocation
+	raised  time.Time     // when the limit last went up
+	patient time.Duration // for how long it must be higher before it goes up; 0 is raiseAfter
 	changes uint64
 
 	padding uint16 // number of the last padding packet on the bridge's own SSRC
@@ -232,6 +238,10 @@ func (e *Endpoint) rebudget(now time.Time) {
 		if d.taken <= b && (was != estimate.Unlimited || d.ideal <= b) || float64(b) > 0.97*float64(d.used) {
 			return
 		}
+		if now.Sub(d.raised) < regretIn {
+			d.patient = min(2*max(d.patient, raiseAfter), maxRaise)
+			d.raised = time.Time{}
+		}
 	case float64(b) < raiseBy*float64(d.limit):
 		d.rising = time.Time{}
 		return
@@ -240,7 +250,10 @@ func (e *Endpoint) rebudget(now time.Time) {
 			d.rising, d.lowest = now, math.MaxInt64
 		}
 		d.lowest = min(d.lowest, b)
-		if now.Sub(d.rising) < raiseAfter && now.Sub(d.since) > settleFor {
+		if now.Sub(d.raised) > calm && now.Sub(d.rising) > regretIn {
+			d.patient = 0
+		}
+		if now.Sub(d.rising) < max(d.patient, raiseAfter) && now.Sub(d.since) > settleFor {
 			return
 		}
 		d.rising = time.Time{}
@@ -249,6 +262,7 @@ func (e *Endpoint) rebudget(now time.Time) {
 		if enough {
 			return
 		}
+		d.raised = now
 	}
 	if !d.queued {
 		d.queued = true

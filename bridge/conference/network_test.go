@@ -2,7 +2,6 @@ package conference
 
 import (
 	"encoding/binary"
-	"fmt"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -75,7 +74,7 @@ type viewer struct {
 	audioBytes, videoBytes, bytes int
 	audio                         map[uint16]bool
 	audioFrom, audioTo            uint16
-	audioLate                     int
+	lostBefore                    int
 }
 
 // A screen plays one video stream in order, and counts how long it stands still.
@@ -87,18 +86,16 @@ type screen struct {
 	highest int64
 	reader  codec.Reader
 
-	shown    time.Time
-	since    time.Time // the packet that is waited for is missing
-	frames   int
-	keys     int
-	height   int
-	freezes  []time.Duration // longer than 200 ms
-	plis     int
-	pliAt    time.Time
-	stuck    bool
-	maxGap   time.Duration
-	heights  []int
-	received int
+	shown   time.Time
+	since   time.Time // the packet that is waited for is missing
+	frames  int
+	keys    int
+	height  int
+	freezes []time.Duration // longer than 200 ms
+	plis    int
+	pliAt   time.Time
+	stuck   bool
+	maxGap  time.Duration
 }
 
 func (v *viewer) SendRTP(header, payload []byte) {
@@ -176,7 +173,6 @@ func (v *viewer) video(r packet.RTP, seq uint16, ssrc SSRC, payload []byte) {
 	}
 	r.Payload = payload
 	s.packets[n] = r
-	s.received++
 	for i := s.highest + 1; i < n && s.highest > 0; i++ {
 		if i >= s.next {
 			s.asked[i] = time.Time{}
@@ -284,9 +280,6 @@ func (s *screen) frame(n int64) (end int64, ok bool) {
 			if key {
 				s.keys++
 				s.height = height
-				if len(s.heights) == 0 || s.heights[len(s.heights)-1] != height {
-					s.heights = append(s.heights, height)
-				}
 			}
 			return i, true
 		}
@@ -344,78 +337,106 @@ func (r *room) camera(id EndpointID) *sender {
 	return &sender{client: r.join(id), rates: []float64{150e3, 450e3, 1500e3}, rnd: rand.New(rand.NewPCG(3, 4)), at: r.now}
 }
 
-func (v *viewer) show(t *testing.T, what string, d time.Duration) {
+// look is what was seen since the last look.
+type look struct {
+	height    int
+	frames    int
+	freezes   int // of more than 200 ms
+	longest   time.Duration
+	wait      time.Duration // in the queue of the narrow hop
+	mbps      float64
+	lostAudio int
+}
+
+// look sums up the last d.
+func (v *viewer) look(t *testing.T, what string, d time.Duration) (l look) {
 	t.Helper()
+	l.mbps, l.wait = float64(v.bytes)*8/d.Seconds()/1e6, v.down.waited
+	for _, s := range v.videos {
+		l.height, l.frames, l.longest, l.freezes = s.height, l.frames+s.frames, max(l.longest, s.maxGap), l.freezes+len(s.freezes)
+		s.freezes, s.maxGap, s.frames = nil, 0, 0
+	}
+	lost := v.lostAudio()
+	l.lostAudio, v.lostBefore = lost-v.lostBefore, lost
+	v.bytes, v.down.waited = 0, 0
 	var st EndpointStats
 	for _, e := range v.r.c.Snapshot(v.r.now).Details {
 		if e.ID == v.id {
 			st = e
 		}
 	}
-	line := fmt.Sprintf("%-10s %.2f Mbit/s, wait %3d ms; estimate %.2f limit %.2f taken %.2f ideal %.2f beside %.3f, cuts %d+%d probes %d/%d changes %d queue %d",
-		what, float64(v.bytes)*8/d.Seconds()/1e6, v.down.waited.Milliseconds(), mega(st.Estimate.Bitrate), mega(st.Limit), mega(st.Taken), mega(st.Ideal), mega(st.Beside),
-		st.Estimate.Cuts, st.Estimate.LossCuts, st.Estimate.Found, st.Estimate.Probes, st.Changes, st.WaitingBytes)
-	for _, s := range v.videos {
-		line += fmt.Sprintf("; %d frames at %v, %d keys, %d plis, gap %v, freezes %v", s.frames, s.heights, s.keys, s.plis, s.maxGap, s.freezes)
-		s.heights, s.freezes, s.maxGap, s.frames = s.heights[max(0, len(s.heights)-1):], nil, 0, 0
-		s.frames = 0
-	}
-	t.Log(line, "audio lost", v.lostAudio())
-	v.bytes, v.down.waited = 0, 0
+	t.Logf("%-10s %+v; estimate %.2f, %d changes, cuts %d+%d, probes %d of %d", what, l, float64(st.Estimate.Bitrate)/1e6, st.Changes,
+		st.Estimate.Cuts, st.Estimate.LossCuts, st.Estimate.Found, st.Estimate.Probes)
+	return l
 }
 
-func mega(bps int64) float64 { return float64(bps) / 1e6 }
+// opened begins a call of alice, who sends, and bob behind p, and lets the data channel take its time.
+func opened(t *testing.T, p pipe) (*room, *sender, *viewer) {
+	r := newRoom(t)
+	cam := r.camera("alice")
+	down, up := newPipe(1), newPipe(2)
+	p.rnd = down.rnd
+	*down = p
+	up.delay = p.delay
+	v := r.watch("bob", down, up)
+	r.play(400*time.Millisecond, cam, v)
+	v.e.SetConstraints(want(720), r.now)
+	return r, cam, v
+}
 
-func TestExploreNetwork(t *testing.T) {
+// TestNetworks has a call over each network: what is seen and heard in the first seconds and after.
+func TestNetworks(t *testing.T) {
+	const ms = time.Millisecond
 	for _, n := range []struct {
-		name string
-		pipe pipe
+		name    string
+		pipe    pipe
+		height  int // in the end
+		freezes int // in twenty seconds
+		audio   int // packets lost in twenty seconds
+		wait    time.Duration
 	}{
-		{"lan", pipe{delay: 5 * time.Millisecond}},
-		{"600k", pipe{bps: 600e3, queue: time.Second, delay: 20 * time.Millisecond}},
-		{"1M", pipe{bps: 1e6, queue: 300 * time.Millisecond, delay: 20 * time.Millisecond}},
-		{"loss2", pipe{bps: 1.5e6, queue: 300 * time.Millisecond, delay: 50 * time.Millisecond, loss: 0.02}},
-		{"loss10", pipe{bps: 3e6, queue: 300 * time.Millisecond, delay: 30 * time.Millisecond, loss: 0.1}},
-		{"satellite", pipe{bps: 3e6, queue: 300 * time.Millisecond, delay: 300 * time.Millisecond}},
+		{"good", pipe{delay: 5 * ms}, 720, 0, 0, 0},
+		{"600 kbit/s", pipe{bps: 600e3, queue: time.Second, delay: 20 * ms}, 180, 0, 0, 130 * ms},
+		{"1 Mbit/s", pipe{bps: 1e6, queue: 300 * ms, delay: 20 * ms}, 360, 0, 0, 130 * ms},
+		{"3 Mbit/s", pipe{bps: 3e6, queue: 300 * ms, delay: 20 * ms}, 720, 0, 0, 130 * ms},
+		{"1.5 Mbit/s and 2 % loss", pipe{bps: 1.5e6, queue: 300 * ms, delay: 50 * ms, loss: 0.02}, 360, 0, 40, 130 * ms},
+		{"2.5 Mbit/s and 10 % loss", pipe{bps: 2.5e6, queue: 300 * ms, delay: 30 * ms, loss: 0.10}, 720, 15, 150, 130 * ms},
+		{"satellite", pipe{bps: 3e6, queue: 300 * ms, delay: 300 * ms}, 720, 0, 0, 130 * ms},
 	} {
 		t.Run(n.name, func(t *testing.T) {
-			r := newRoom(t)
-			cam := r.camera("alice")
-			down, up := newPipe(1), newPipe(2)
-			n.pipe.rnd = down.rnd
-			*down = n.pipe
-			up.delay = down.delay
-			v := r.watch("bob", down, up)
-			r.play(400*time.Millisecond, cam, v) // the data channel opens
-			v.e.SetConstraints(want(720), r.now)
-			for _, s := range []time.Duration{1, 2, 5, 10, 20} {
-				r.play(s*time.Second, cam, v)
-				v.show(t, (s * time.Second).String(), s*time.Second)
+			r, cam, v := opened(t, n.pipe)
+			r.play(5*time.Second, cam, v)
+			if l := v.look(t, "at first", 5*time.Second); l.frames < 100 || n.pipe.loss == 0 && l.lostAudio > 0 || l.wait > n.wait+50*ms {
+				t.Error("a bad beginning")
+			}
+			r.play(10*time.Second, cam, v)
+			v.look(t, "then", 10*time.Second)
+			r.play(20*time.Second, cam, v)
+			l := v.look(t, "later", 20*time.Second)
+			if l.height != n.height || l.freezes > n.freezes || l.wait > n.wait || l.lostAudio > n.audio || l.frames < 590 {
+				t.Error("not what this network allows")
 			}
 		})
 	}
-	t.Run("step", func(t *testing.T) {
-		r := newRoom(t)
-		cam := r.camera("alice")
-		down, up := newPipe(1), newPipe(2)
-		down.delay, up.delay = 25*time.Millisecond, 25*time.Millisecond
-		down.bps, down.queue = 3e6, 2*time.Second
-		v := r.watch("bob", down, up)
-		r.play(400*time.Millisecond, cam, v)
-		v.e.SetConstraints(want(720), r.now)
-		r.play(10*time.Second, cam, v)
-		v.show(t, "3", 10*time.Second)
-		down.bps = 600e3
-		for range 6 {
-			r.play(time.Second, cam, v)
-			v.show(t, "0.6", time.Second)
-		}
-		r.play(15*time.Second, cam, v)
-		v.show(t, "0.6", 15*time.Second)
-		down.bps = 3e6
-		for range 10 {
-			r.play(2*time.Second, cam, v)
-			v.show(t, "3", 2*time.Second)
-		}
-	})
+}
+
+// TestNarrowing is ladder step 26 with all that belongs to it: 3, then 0.6, then 3 Mbit/s.
+func TestNarrowing(t *testing.T) {
+	r, cam, v := opened(t, pipe{bps: 3e6, queue: 2 * time.Second, delay: 25 * time.Millisecond})
+	r.play(10*time.Second, cam, v)
+	if l := v.look(t, "3", 10*time.Second); l.height != 720 {
+		t.Error("not in full size")
+	}
+	v.down.bps = 600e3
+	r.play(3*time.Second, cam, v)
+	v.look(t, "0.6", 3*time.Second)
+	r.play(10*time.Second, cam, v)
+	if l := v.look(t, "0.6", 10*time.Second); l.wait > 200*time.Millisecond || l.height == 720 || l.frames < 200 || l.lostAudio > 0 {
+		t.Error("after three seconds it has not settled")
+	}
+	v.down.bps = 3e6
+	r.play(20*time.Second, cam, v)
+	if l := v.look(t, "3", 20*time.Second); l.height != 720 || l.freezes > 0 {
+		t.Error("not in full size after twenty seconds")
+	}
 }

@@ -62,6 +62,7 @@ type Stats struct {
 	OwnLoss  float64       // of it, what the path loses whatever is sent
 	Source   string        // "", "transport-cc" or "remb"
 	Cuts     uint64        // because of a queue
+	Regrets  uint64        // of them, taken back
 	LossCuts uint64        // because of loss
 	Probes   uint64
 	Found    uint64 // probes that raised the estimate
@@ -98,8 +99,9 @@ type Estimator struct {
 	capacity   float64 // what arrived when a queue last built up
 	capacityAt micros
 	cutAt      micros
-	soft       bool  // the last cut was a careful one
-	cutNext    int64 // packets from this one on were sent after the last cut
+	soft       bool    // the last cut was a careful one
+	before     float64 // bitrate before a cut that may be taken back; 0 none
+	cutNext    int64   // packets from this one on were sent after the last cut
 	raised     micros
 
 	remb   int64
@@ -172,7 +174,7 @@ func (e *Estimator) Known() bool { return e.heard || e.remb > 0 }
 func (e *Estimator) Bitrate() int64 {
 	switch {
 	case e.heard:
-		return int64(e.bitrate)
+		return int64(max(e.bitrate, e.before))
 	case e.remb > 0:
 		return e.remb
 	}
@@ -184,7 +186,7 @@ func (e *Estimator) Budget() int64 {
 	if !e.heard {
 		return e.Bitrate()
 	}
-	b := e.bitrate
+	b := max(e.bitrate, e.before)
 	if q := e.delay.queue - drainFrom; q > 0 && e.cutAt > 0 && e.at-e.cutAt < drainFor {
 		b *= max(1-float64(q)/drainIn, 0.35)
 	}
@@ -246,6 +248,7 @@ func (e *Estimator) learned(at micros) {
 	elapsed := at - e.at
 	e.at = at
 	over := e.delay.over
+	e.regret()
 	if over && (e.history.reported > e.cutNext || e.soft && e.delay.queue >= bigQueue) {
 		e.cut(at)
 	}
@@ -281,6 +284,7 @@ func (e *Estimator) cut(at micros) {
 	if e.raised != 0 && at-e.raised < 5_000_000 {
 		e.probes.failed()
 	}
+	e.before = max(e.before, e.bitrate)
 	e.bitrate, e.proven = to, true
 	e.cutAt, e.cutNext = at, e.history.next
 	e.loss.disturbed(at)
@@ -289,6 +293,22 @@ func (e *Estimator) cut(at micros) {
 }
 
 const bigQueue = 120_000 // µs
+
+// regret takes a cut back when the queue is gone before less was sent: it was a moment of the machine's or of the radio's.
+// Until that is clear a short queue changes nothing for those who follow the estimate.
+func (e *Estimator) regret() {
+	switch {
+	case e.before == 0:
+	case e.history.reported > e.cutNext || e.delay.queue >= bigQueue:
+		e.before = 0
+	case e.delay.queue < goneQueue && !e.delay.over:
+		e.bitrate = max(e.bitrate, e.before)
+		e.before, e.cutAt = 0, 0
+		e.stats.Regrets++
+	}
+}
+
+const goneQueue = 12_000 // µs
 
 // grow raises the estimate a little when what is sent proves it.
 func (e *Estimator) grow(elapsed micros) {

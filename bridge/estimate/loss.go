@@ -5,7 +5,7 @@ import "math"
 const (
 	lossSpan    = 500_000 // µs of one look at losses
 	lossPackets = 25      // that it needs at least
-	lossMargin  = 0.05    // more than the path's own that is not looked into
+	lossMargin  = 0.08    // more than the path's own that is not looked into
 	// retry is how long a path that has lost as much with less to carry is believed to lose by itself, in µs.
 	trialRest = 5_000_000
 )

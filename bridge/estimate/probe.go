@@ -8,9 +8,9 @@ const (
 	clusterMax   = 150_000 // µs that a slow one may take
 	clusterWait  = 2_000_000
 
-	probeEvery    = 3_000_000  // µs between attempts, doubled by failure
-	probeSometime = 8_000_000  // µs: the longest pause where probes find nothing
-	probeSeldom   = 24_000_000 // where they found what was not there
+	probeEvery    = 2_000_000 // µs between attempts, doubled by failure
+	probeSometime = 5_000_000 // µs: the longest pause where probes find nothing
+	probeSeldom   = 9_000_000 // where they found what was not there
 	probeAfterCut = 1_500_000
 	maxProbe      = 20_000_000 // bits per second
 )

