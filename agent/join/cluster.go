@@ -339,7 +339,7 @@ func ensurePolicy(ctx context.Context, c *api.Client, name, rules string) error 
 func authMethod(ctx context.Context, c *api.Client, nomadURL, caPEM string) error {
 	w := (&api.WriteOptions{}).WithContext(ctx)
 	config := map[string]any{
-		"JWKSURL": nomadURL + "/.well-known/jwks.json", "JWTSupportedAlgs": []string{"RS256", "EdDSA"}, "BoundAudiences": []string{"consul.io"},
+		"JWKSURL": nomadURL + "/.well-known/jwks.json", "JWTSupportedAlgs": []string{"RS256"}, "BoundAudiences": []string{"consul.io"},
 		"ClaimMappings": map[string]string{"nomad_namespace": "nomad_namespace", "nomad_job_id": "nomad_job_id", "nomad_task": "nomad_task", "nomad_service": "nomad_service"},
 	}
 	if strings.HasPrefix(nomadURL, "https:") {
