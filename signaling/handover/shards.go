@@ -50,15 +50,15 @@ func (s *Shards) Home(room jid.JID, except bool) (rooms.Shard, bool) {
 		if except && x.Name == s.self {
 			continue
 		}
-		if c := claim(x.Name, room.String()); best.Name == "" || cmp.Or(cmp.Compare(c, most), cmp.Compare(x.Name, best.Name)) > 0 {
+		if c := Claim(x.Name, room.String()); best.Name == "" || cmp.Or(cmp.Compare(c, most), cmp.Compare(x.Name, best.Name)) > 0 {
 			best, most = x, c
 		}
 	}
 	return rooms.Shard{Name: best.Name, Addr: best.HTTP}, best.Name != ""
 }
 
-// claim is FNV-1a, finished so that all bits depend on all.
-func claim(shard, room string) uint64 {
+// Claim is how strongly a shard claims a room by their names alone: FNV-1a, finished so that all bits depend on all.
+func Claim(shard, room string) uint64 {
 	h := fnv.New64a()
 	h.Write([]byte(shard))
 	h.Write([]byte{0})

@@ -1,0 +1,169 @@
+package edge
+
+import (
+	"bytes"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"text/template"
+)
+
+// A Proxy is what HAProxy's own configuration is made of. What changes while it runs (servers, bans, certificates)
+// is not in it.
+type Proxy struct {
+	Dir     string   // of its files: haproxy.cfg, spoe.cfg, admin.sock, bans; the certificate
+	HTTP    string   // host:port; plain: it answers ACME and sends everybody else to HTTPS
+	HTTPS   string   // host:port; empty: HTTP serves everything, for laboratories and behind another proxy
+	Region  string   // what shards are told of where a socket came in
+	Offload string   // host:port of this process, where HAProxy asks for places
+	Answer  string   // host:port of this process, which answers ACME's challenges
+	Overlay []string // prefixes of the overlays: who comes from there is believed to be an edge before this one
+	Sockets int      // new requests of one address in ten seconds before it is told to come later; 0 is 3,000
+	Metrics string   // host:port of HAProxy's own; empty: none
+}
+
+// defaultSockets lets a school of a thousand open its pages within a minute behind one address.
+const defaultSockets = 3000
+
+// Files renders the configuration: file names in Dir with their text.
+func (p Proxy) Files() (map[string][]byte, error) {
+	if p.Sockets == 0 {
+		p.Sockets = defaultSockets
+	}
+	for _, o := range p.Overlay {
+		if _, err := netip.ParsePrefix(o); err != nil {
+			return nil, fmt.Errorf("overlay %s: want a prefix such as 10.77.0.0/16", o)
+		}
+	}
+	if strings.ContainsAny(p.Dir+p.Region, " \t\n\"'\\") {
+		return nil, fmt.Errorf("folder %q, region %q: HAProxy takes neither spaces nor quotes there", p.Dir, p.Region)
+	}
+	files := map[string][]byte{}
+	for name, t := range templates {
+		var b bytes.Buffer
+		if err := t.Execute(&b, p); err != nil {
+			return nil, err
+		}
+		files[name] = b.Bytes()
+	}
+	return files, nil
+}
+
+// Path is where one of the files is.
+func (p Proxy) Path(name string) string { return filepath.Join(p.Dir, name) }
+
+const (
+	fileConfig      = "haproxy.cfg"
+	fileOffload     = "spoe.cfg"
+	fileBans        = "bans"
+	fileCertificate = "certificate.pem"
+	fileAdmin       = "admin.sock"
+)
+
+var templates = map[string]*template.Template{
+	fileConfig:  template.Must(template.New(fileConfig).Parse(proxyTemplate)),
+	fileOffload: template.Must(template.New(fileOffload).Parse(offloadTemplate)),
+}
+
+const proxyTemplate = `# Made by plenum run edge; changed by it alone. Servers, bans and certificates are given at run time.
+global
+	stats socket {{.Path "admin.sock"}} mode 600 level admin
+	stats timeout 10s
+	hard-stop-after 6h
+	ssl-default-bind-options ssl-min-ver TLSv1.2 no-tls-tickets
+	tune.ssl.default-dh-param 2048
+	log stdout format raw local0 notice
+
+defaults
+	mode http
+	log global
+	option dontlognull
+	option http-keep-alive
+	option redispatch
+	retries 3
+	timeout connect 3s
+	timeout client 65s
+	timeout server 65s
+	timeout http-request 10s
+	timeout http-keep-alive 30s
+	timeout queue 5s
+	timeout tunnel 2h
+
+frontend web
+	bind {{.HTTP}}{{if .HTTPS}}
+	bind {{.HTTPS}} ssl crt {{.Path "certificate.pem"}} alpn h2,http/1.1{{end}}
+	tcp-request connection reject if { src -f {{.Path "bans"}} }
+	http-request deny deny_status 403 if { src -f {{.Path "bans"}} }
+	acl challenge path_beg /.well-known/acme-challenge/{{if .HTTPS}}
+	http-request redirect scheme https code 301 if !{ ssl_fc } !challenge{{end}}
+	stick-table type ipv6 size 200k expire 30s store http_req_rate(10s)
+	http-request track-sc0 src
+	http-request deny deny_status 429 hdr Retry-After 10 if { sc_http_req_rate(0) gt {{.Sockets}} }
+	acl trusted src{{range .Overlay}} {{.}}{{else}} 127.255.255.255{{end}}
+	http-request del-header X-Proxy-Region unless trusted
+	http-request del-header X-Forwarded-For unless trusted
+	http-request del-header X-Forwarded-Proto
+	http-request del-header X-Plenum-Handover
+	http-request set-header X-Proxy-Region {{.Region}} unless trusted
+	http-request set-header X-Forwarded-For %[src] unless trusted
+	http-request set-header X-Forwarded-Proto https if { ssl_fc }
+	http-response set-header Strict-Transport-Security max-age=31536000 if { ssl_fc }
+	filter spoe engine plenum config {{.Path "spoe.cfg"}}
+	http-request set-var(txn.path) path
+	http-request set-var(txn.query) query
+	http-request send-spoe-group plenum places
+	http-response send-spoe-group plenum owners if { res.hdr(x-jitsi-shard) -m found }
+	http-request set-var(txn.bridge) path,field(3,/) if { path_beg /colibri-ws/ }
+	use_backend challenges if challenge
+	use_backend bridges if { path_beg /colibri-ws/ }
+	default_backend shards
+
+backend shards
+	balance random
+	use-server %[var(txn.plenum.shard)] if { var(txn.plenum.shard) -m found }
+	default-server check inter 2s fastinter 500ms rise 1 fall 2
+	option httpchk GET /about/health
+	http-check expect status 200,503
+
+backend bridges
+	balance random
+	use-server %[var(txn.bridge)] if { var(txn.bridge) -m found }
+
+backend challenges
+	server self {{.Answer}}
+
+backend plenum-offload
+	mode tcp
+	timeout server 1m
+	timeout connect 100ms
+	server self {{.Offload}} check inter 500ms
+{{if .Metrics}}
+frontend metrics
+	bind {{.Metrics}}
+	http-request use-service prometheus-exporter if { path /metrics }
+{{end}}`
+
+const offloadTemplate = `[plenum]
+spoe-agent plenum
+	groups places owners
+	option var-prefix plenum
+	option continue-on-error
+	timeout hello 200ms
+	timeout idle 30s
+	timeout processing 100ms
+	use-backend plenum-offload
+	log global
+
+spoe-group places
+	messages place
+
+spoe-group owners
+	messages learn
+
+spoe-message place
+	args path=var(txn.path) query=var(txn.query)
+
+spoe-message learn
+	args path=var(txn.path) query=var(txn.query) shard=res.hdr(x-jitsi-shard)
+`

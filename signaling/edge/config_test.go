@@ -1,0 +1,33 @@
+package edge
+
+import (
+	"os"
+	"os/exec"
+	"testing"
+)
+
+func write(t *testing.T, p Proxy) {
+	t.Helper()
+	files, err := p.Files()
+	if err != nil {
+		t.Fatal(err)
+	}
+	files[fileBans] = nil
+	for name, text := range files {
+		if err := os.WriteFile(p.Path(name), text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestConfig has the real HAProxy look at what is made for it.
+func TestConfig(t *testing.T) {
+	p := Proxy{Dir: t.TempDir(), HTTP: "127.0.0.1:8088", Region: "muc", Offload: "127.0.0.1:9", Answer: "127.0.0.1:9",
+		Overlay: []string{"10.77.0.0/16"}, Metrics: "127.0.0.1:9719"}
+	write(t, p)
+	out, err := exec.Command("haproxy", "-c", "-f", p.Path(fileConfig)).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	t.Logf("%s", out)
+}

@@ -1,0 +1,383 @@
+// Package edge feeds a region's HAProxy: which shards and bridges there are, where a room's sockets go, who is banned,
+// which certificate is shown. HAProxy carries the connections and never reloads; this process may stop and start
+// beside it. While it is gone HAProxy goes on with what it was told last and spreads new rooms by chance, which
+// the shards put right by handing over.
+package edge
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/renameio/v2"
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+)
+
+// Config of an Edge. Proxy and Catalog are required.
+type Config struct {
+	Proxy   Proxy
+	Catalog Catalog
+
+	// State is the file of the last view, which serves until the catalogue answers. Empty: none.
+	State string
+	// Capacity is how many participants a shard is made for. Default 10,000.
+	Capacity int
+	// Ramp is how long a new shard takes to its full share of new rooms. Default one minute; negative: none.
+	Ramp time.Duration
+	// Hold is how long a shard that was ill stays out, so that one that flaps moves rooms once. Default 30 s.
+	Hold time.Duration
+
+	Metrics prometheus.Registerer // may be nil
+	Log     *slog.Logger          // may be nil
+}
+
+func (c *Config) validate() error {
+	if c.Catalog == nil {
+		return errors.New("edge: no catalogue")
+	}
+	if c.Capacity <= 0 {
+		c.Capacity = 10_000
+	}
+	if c.Ramp == 0 {
+		c.Ramp = time.Minute
+	}
+	if c.Hold == 0 {
+		c.Hold = 30 * time.Second
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	return nil
+}
+
+// An Edge feeds one HAProxy.
+type Edge struct {
+	cfg     Config
+	log     *slog.Logger
+	haproxy runtime
+	offload net.Listener
+	place   *placer
+	metrics *metrics
+	client  *http.Client
+
+	changed chan struct{} // a new view is there
+
+	mu   sync.Mutex
+	view View
+
+	// owned by the goroutine of feed
+	seen map[string]*sighting // shards by name
+	mute map[string]bool      // complaints that were made
+}
+
+// A sighting is what an edge knows of a shard beside the catalogue.
+type sighting struct {
+	first    time.Time
+	changed  time.Time // when it was last taken for ill or well
+	ill      bool
+	load     int
+	draining bool
+}
+
+// New listens where HAProxy will ask and writes HAProxy's configuration, so that it may be started.
+func New(cfg Config) (*Edge, error) {
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	files, err := cfg.Proxy.Files()
+	if err != nil {
+		return nil, err
+	}
+	var last View
+	if cfg.State != "" {
+		if last, err = load(cfg.State); err != nil {
+			cfg.Log.Warn("the last view cannot be used", "err", err)
+		}
+	}
+	l, err := net.Listen("tcp", cfg.Proxy.Offload)
+	if err != nil {
+		return nil, err
+	}
+	e := &Edge{
+		cfg: cfg, log: cfg.Log, haproxy: runtime{cfg.Proxy.Path(fileAdmin)}, offload: l,
+		place: newPlacer(cfg.Proxy.Region, time.Now), metrics: newMetrics(cfg.Metrics), view: last,
+		client:  &http.Client{Timeout: time.Second, Transport: &http.Transport{DisableKeepAlives: true}},
+		changed: make(chan struct{}, 1), seen: map[string]*sighting{}, mute: map[string]bool{},
+	}
+	files[fileBans] = bans(last.Bans, time.Now())
+	for name, text := range files {
+		if err := renameio.WriteFile(cfg.Proxy.Path(name), text, 0o600); err != nil {
+			l.Close()
+			return nil, fmt.Errorf("HAProxy's files: %w", err)
+		}
+	}
+	return e, nil
+}
+
+// Run feeds HAProxy until ctx ends. HAProxy goes on afterwards.
+func (e *Edge) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return serveOffload(ctx, e.offload, e.answer) })
+	g.Go(func() error { return e.cfg.Catalog.Watch(ctx, e.tell) })
+	g.Go(func() error { e.feed(ctx); return nil })
+	if err := g.Wait(); err != nil && ctx.Err() == nil {
+		return err
+	}
+	return nil
+}
+
+// answer is what HAProxy is told about a request or an answer.
+func (e *Edge) answer(m message) []string {
+	switch m.name {
+	case "place":
+		e.metrics.asked.Inc()
+		if shard := e.place.place(m.args["path"], m.args["query"]); shard != "" {
+			return []string{"shard", shard}
+		}
+	case "learn":
+		e.place.learn(m.args["path"], m.args["query"], m.args["shard"])
+	}
+	return nil
+}
+
+// tell takes a new view from the catalogue.
+func (e *Edge) tell(v View) {
+	e.mu.Lock()
+	e.view = v
+	e.mu.Unlock()
+	if e.cfg.State != "" {
+		if err := v.save(e.cfg.State); err != nil {
+			e.log.Warn("the view cannot be kept", "err", err)
+		}
+	}
+	select {
+	case e.changed <- struct{}{}:
+	default:
+	}
+}
+
+// feed tells HAProxy what it should have, at every change and every second, for HAProxy may have been restarted.
+func (e *Edge) feed(ctx context.Context) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		e.mu.Lock()
+		v := e.view
+		e.mu.Unlock()
+		e.look(ctx, v.Shards)
+		now := time.Now()
+		e.place.set(e.weigh(v.Shards, now))
+		if err := e.apply(ctx, v, now); err != nil && ctx.Err() == nil {
+			e.complain("HAProxy cannot be told", err)
+		} else {
+			clear(e.mute)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-e.changed:
+		case <-tick.C:
+		}
+	}
+}
+
+// complain logs what goes wrong every second once.
+func (e *Edge) complain(what string, err error) {
+	e.metrics.errors.Inc()
+	if key := what + err.Error(); !e.mute[key] {
+		e.mute[key] = true
+		e.log.Warn(what, "err", err)
+	}
+}
+
+// look asks each shard what it carries. One that does not answer keeps what it said last.
+func (e *Edge) look(ctx context.Context, shards []Shard) {
+	var all sync.WaitGroup
+	for _, s := range shards {
+		known := e.seen[s.Name]
+		if known == nil {
+			known = &sighting{first: time.Now()}
+			e.seen[s.Name] = known
+		}
+		if s.Load == "" {
+			continue
+		}
+		all.Go(func() {
+			if load, draining, err := e.ask(ctx, s.Load); err == nil {
+				known.load, known.draining = load, draining
+			}
+		})
+	}
+	all.Wait()
+	for name := range e.seen {
+		if !slices.ContainsFunc(shards, func(s Shard) bool { return s.Name == name }) {
+			delete(e.seen, name)
+		}
+	}
+}
+
+// ask reads from a shard's metrics how many participants it has, and whether it gives its rooms away.
+func (e *Edge) ask(ctx context.Context, addr string) (participants int, draining bool, err error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+"/metrics", nil)
+	if err != nil {
+		return 0, false, err
+	}
+	res, err := e.client.Do(req)
+	if err != nil {
+		return 0, false, err
+	}
+	defer res.Body.Close()
+	lines := bufio.NewScanner(io.LimitReader(res.Body, 4<<20))
+	for lines.Scan() {
+		name, value, _ := strings.Cut(lines.Text(), " ")
+		switch name {
+		case "jitsi_jicofo_participants_current":
+			n, _ := strconv.ParseFloat(value, 64)
+			participants = int(n)
+		case "plenum_drain_stage":
+			draining = value != "0"
+		}
+	}
+	return participants, draining, lines.Err()
+}
+
+// weigh says which share of new rooms each shard gets, and which are to be left out.
+func (e *Edge) weigh(shards []Shard, now time.Time) []weighted {
+	all := make([]weighted, 0, len(shards))
+	for _, s := range shards {
+		known := e.seen[s.Name]
+		if s.Ill != known.ill && (s.Ill || now.Sub(known.changed) >= e.cfg.Hold) {
+			known.ill, known.changed = s.Ill, now
+		}
+		s.Ill = known.ill
+		w := weighted{Shard: s}
+		if !known.draining {
+			age := now.Sub(known.first)
+			if len(shards) == 1 {
+				age = e.cfg.Ramp // nobody else could take its rooms
+			}
+			w.weight = weight(known.load, e.cfg.Capacity, age, e.cfg.Ramp)
+		}
+		e.metrics.weight.WithLabelValues(s.Name).Set(w.weight)
+		all = append(all, w)
+	}
+	return all
+}
+
+// apply brings HAProxy to what a view says.
+func (e *Edge) apply(ctx context.Context, v View, now time.Time) error {
+	shards, bridges := map[string]string{}, map[string]string{}
+	for _, s := range v.Shards {
+		shards[s.Name] = s.Addr
+	}
+	for _, b := range v.Bridges {
+		bridges[b.ID] = b.Addr
+	}
+	return errors.Join(
+		e.servers(ctx, "shards", shards, "check inter 2s fastinter 500ms rise 1 fall 2"),
+		e.servers(ctx, "bridges", bridges, ""),
+		e.ban(ctx, v.Bans, now),
+	)
+}
+
+// servers makes a backend have the servers that are wanted, by name and address.
+func (e *Edge) servers(ctx context.Context, backend string, wanted map[string]string, options string) error {
+	has, err := e.haproxy.servers(ctx, backend)
+	if err != nil {
+		return err
+	}
+	var all []error
+	for name, addr := range wanted {
+		s, ok := has[name]
+		switch {
+		case !ok:
+			e.metrics.changes.Inc()
+			err = e.haproxy.add(ctx, backend, name, addr, options)
+		case s.addr != addr:
+			e.metrics.changes.Inc()
+			err = e.haproxy.move(ctx, backend, name, addr)
+		case !s.ready:
+			err = e.haproxy.quiet(ctx, fmt.Sprintf("set server %s/%s state ready", backend, name))
+		default:
+			err = nil
+		}
+		all = append(all, err)
+	}
+	for name, s := range has {
+		if _, ok := wanted[name]; !ok {
+			all = append(all, e.haproxy.remove(ctx, backend, name, s))
+		}
+	}
+	e.metrics.servers.WithLabelValues(backend).Set(float64(len(wanted)))
+	return errors.Join(all...)
+}
+
+// ban makes HAProxy's list of banned addresses what it should be now.
+func (e *Edge) ban(ctx context.Context, list []Ban, now time.Time) error {
+	file := e.cfg.Proxy.Path(fileBans)
+	answer, err := e.haproxy.do(ctx, "show acl "+file)
+	if err != nil {
+		return err
+	}
+	has := map[string]bool{}
+	for _, line := range strings.Split(answer, "\n") {
+		if f := strings.Fields(line); len(f) == 2 { // id and address
+			has[f[1]] = true
+		}
+	}
+	var all []error
+	wanted := map[string]bool{}
+	for _, b := range list {
+		p := pattern(b.Prefix)
+		if wanted[p] = now.Before(b.Until) && b.Prefix.IsValid(); wanted[p] && !has[p] {
+			all = append(all, e.haproxy.quiet(ctx, fmt.Sprintf("add acl %s %s", file, p)))
+		}
+	}
+	for p := range has {
+		if !wanted[p] {
+			all = append(all, e.haproxy.quiet(ctx, fmt.Sprintf("del acl %s %s", file, p)))
+		}
+	}
+	e.metrics.bans.Set(float64(len(wanted)))
+	if text := bans(list, now); len(all) > 0 {
+		all = append(all, renameio.WriteFile(file, text, 0o600)) // for a HAProxy that starts without us
+	}
+	return errors.Join(all...)
+}
+
+// pattern is a prefix as HAProxy writes it.
+func pattern(p netip.Prefix) string {
+	p = p.Masked()
+	if p.IsSingleIP() {
+		return p.Addr().String()
+	}
+	return p.String()
+}
+
+func bans(list []Ban, now time.Time) []byte {
+	var b strings.Builder
+	for _, x := range list {
+		if now.Before(x.Until) && x.Prefix.IsValid() {
+			b.WriteString(pattern(x.Prefix) + "\n")
+		}
+	}
+	return []byte(b.String())
+}
+
+// Close ends an Edge that was not run.
+func (e *Edge) Close() error {
+	return errors.Join(e.offload.Close(), os.Remove(e.cfg.Proxy.Path(fileConfig)))
+}

@@ -1,0 +1,157 @@
+package edge
+
+import (
+	"math"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"plenum/signaling/handover"
+	"plenum/wire/meet"
+)
+
+// maxKnown bounds how many owners of rooms an edge remembers. A forgotten one costs a handover.
+const maxKnown = 100_000
+
+// A placer says which shard a request is for: the one that has been seen to own its room, and otherwise the one
+// whose room it is by name, among the shards of the edge's own region while there are any.
+type placer struct {
+	region string
+	now    func() time.Time
+
+	mu     sync.RWMutex
+	shards []weighted
+	known  map[string]owner // by room; a cache of what shards say
+}
+
+// A weighted shard takes a share of new rooms in proportion.
+type weighted struct {
+	Shard
+	weight float64 // 0 takes none
+}
+
+type owner struct {
+	shard string
+	until time.Time
+}
+
+// knownFor is how long an owner is believed without being seen again. Clients ask after their room every minute.
+const knownFor = 5 * time.Minute
+
+func newPlacer(region string, now func() time.Time) *placer {
+	return &placer{region: region, now: now, known: map[string]owner{}}
+}
+
+func (p *placer) set(shards []weighted) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.shards = shards
+}
+
+// place names a shard for the room of a request, or nothing when there is no room in it or no shard.
+func (p *placer) place(path, query string) string {
+	room := roomOf(path, query)
+	if room == "" {
+		return ""
+	}
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	if o, ok := p.known[room]; ok && p.now().Before(o.until) && p.has(o.shard) {
+		return o.shard
+	}
+	return home(p.shards, p.region, room)
+}
+
+func (p *placer) has(shard string) bool {
+	return slices.ContainsFunc(p.shards, func(s weighted) bool { return s.Name == shard && !s.Ill })
+}
+
+// learn notes that a shard was named as the owner of the room of a request.
+func (p *placer) learn(path, query, shard string) {
+	room := roomOf(path, query)
+	if room == "" || shard == "" {
+		return
+	}
+	now := p.now()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if _, ok := p.known[room]; !ok && len(p.known) >= maxKnown {
+		for r, o := range p.known { // any will do, and one that is over is better
+			delete(p.known, r)
+			if now.Before(o.until) {
+				break
+			}
+		}
+	}
+	p.known[room] = owner{shard, now.Add(knownFor)}
+}
+
+// home returns the shard of a room by name alone: that of the highest claim (weighted rendezvous hashing), among the
+// well ones of the region, or else of all regions. Neither the order of the list nor another shard's coming and going
+// moves a room between two that stay. A name that ends in _ and the name of a shard is that shard's.
+func home(shards []weighted, region, room string) string {
+	for _, s := range shards {
+		if !s.Ill && strings.HasSuffix(room, "_"+strings.ToLower(s.Name)) {
+			return s.Name
+		}
+	}
+	for _, near := range []bool{true, false} {
+		best, most := "", 0.0
+		for _, s := range shards {
+			if s.Ill || s.weight <= 0 || near && s.Region != region {
+				continue
+			}
+			u := (float64(handover.Claim(s.Name, room)>>11) + 0.5) / (1 << 53)
+			if score := -s.weight / math.Log(u); best == "" || score > most || score == most && s.Name < best {
+				best, most = s.Name, score
+			}
+		}
+		if best != "" {
+			return best
+		}
+	}
+	return ""
+}
+
+// roomOf returns the room that a request is about, as every shard names it, or nothing. Sockets and what keeps them
+// alive have it in their query, pages in their path; it may have a tenant.
+func roomOf(path, query string) string {
+	parts := strings.Split(strings.Trim(path, "/"), "/")
+	tenant := ""
+	if len(parts) > 1 && !meet.ReservedName(parts[0]) {
+		tenant, parts = parts[0], parts[1:]
+	}
+	values, err := url.ParseQuery(query)
+	if err != nil {
+		values = url.Values{}
+	}
+	raw := values.Get("room")
+	if t := values.Get("prefix"); t != "" {
+		tenant = t
+	}
+	if raw == "" && len(parts) == 1 && !meet.ReservedName(parts[0]) {
+		raw = parts[0]
+	}
+	if raw == "" {
+		return ""
+	}
+	room, err := meet.RoomName(raw, strings.ToLower(tenant))
+	if err != nil {
+		return ""
+	}
+	return room
+}
+
+// weight is the share of new rooms of a shard that carries so many participants of what it is made for, and has been
+// seen for age: it falls with every participant, to none when full, and grows over ramp from the first room on.
+func weight(participants, capacity int, age, ramp time.Duration) float64 {
+	w := 1 - float64(participants)/float64(max(capacity, 1))
+	w = max(w, 0)
+	w *= w // at half of the load a quarter of the rooms
+	if ramp > 0 && age < ramp {
+		w *= max(0.02, float64(age)/float64(ramp))
+	}
+	return w
+}
