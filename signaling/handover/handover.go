@@ -25,6 +25,13 @@ import (
 // only forgoes being handed over.
 const Header = "X-Plenum-Handover"
 
+// A request for a room whose shard does not answer is held for so long, and looked at so often. Locks of a shard
+// that was lost are free after twice the lease and the lock-delay.
+const (
+	holdTime  = 15 * time.Second
+	holdRetry = 300 * time.Millisecond
+)
+
 // Owners say which shard has a room; *rooms.Consul is one.
 type Owners interface {
 	// Find returns the owner; without an address it is this shard. With take, a room that nobody has becomes
@@ -124,7 +131,7 @@ func (p *Proxy) Owner(ctx context.Context, room jid.JID) string {
 // it has. Otherwise the room is this shard's, and the request is for the caller to serve. Stay keeps a request
 // here when nobody can say: that of somebody who is here already.
 func (p *Proxy) Take(w http.ResponseWriter, r *http.Request, room jid.JID, c Client, stay bool) bool {
-	owner, err := p.cfg.Owners.Find(r.Context(), room, true)
+	owner, err := p.find(r, room)
 	switch {
 	case err == nil && owner.Addr == "":
 		return false
@@ -152,6 +159,36 @@ func (p *Proxy) Take(w http.ResponseWriter, r *http.Request, room jid.JID, c Cli
 	defer cancel()
 	defer context.AfterFunc(p.life, cancel)()
 	p.proxy.ServeHTTP(w, r.WithContext(ctx))
+	return true
+}
+
+// find returns the owner of a room, and holds the request while that one does not answer: it is back in a moment,
+// or somebody else can have the room then. A client that is refused comes back much later.
+func (p *Proxy) find(r *http.Request, room jid.JID) (rooms.Shard, error) {
+	for end := time.Now().Add(holdTime); ; {
+		owner, err := p.cfg.Owners.Find(r.Context(), room, true)
+		if err != nil || owner.Addr == "" || r.Header.Get(Header) != "" || p.answers(r.Context(), owner) || time.Now().After(end) {
+			return owner, err
+		}
+		select {
+		case <-time.After(holdRetry):
+		case <-p.life.Done():
+			return owner, nil
+		case <-r.Context().Done():
+			return owner, r.Context().Err()
+		}
+	}
+}
+
+// answers reports whether a shard takes connections.
+func (p *Proxy) answers(ctx context.Context, s rooms.Shard) bool {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	conn, err := new(net.Dialer).DialContext(ctx, "tcp", s.Addr)
+	if err != nil {
+		return false
+	}
+	conn.Close()
 	return true
 }
 
