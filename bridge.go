@@ -22,21 +22,26 @@ import (
 type bridgeOptions struct {
 	media, bridgeHTTP, bridgeWS string
 	advertise                   []string
+	uplink                      float64 // Mbit/s
 }
 
 var bridgeSettings = []setting{
 	{"media", "bridge", "media"}, {"advertise", "bridge", "advertise"},
-	{"bridge-http", "bridge", "http"}, {"bridge-ws", "bridge", "ws"},
+	{"bridge-http", "bridge", "http"}, {"bridge-ws", "bridge", "ws"}, {"uplink", "bridge", "uplink"},
 }
 
 func (o *bridgeOptions) flags(f *pflag.FlagSet) {
 	f.StringVar(&o.media, "media", "", "`ADDR:PORT` for media (default every address of this machine, port 10000)")
 	f.StringArrayVar(&o.advertise, "advertise", nil, "`PUBLIC[:PORT]` that clients behind NAT reach the media port by; repeatable")
+	f.Float64Var(&o.uplink, "uplink", 0, "`MBIT` per second that the bridge may send: near that it tells shards that it is full (default no limit)")
 	f.StringVar(&o.bridgeHTTP, "bridge-http", "127.0.0.1:8080", "`ADDR` of the bridge's private HTTP")
 	f.StringVar(&o.bridgeWS, "bridge-ws", "", "`ADDR` where the bridge takes the colibri WebSocket itself")
 }
 
 func (o *bridgeOptions) check() error {
+	if !(o.uplink >= 0) || o.uplink > 1e6 {
+		return fmt.Errorf("--uplink %v: want Mbit/s, for example 100; 0 is no limit", o.uplink)
+	}
 	for _, a := range o.advertise {
 		if _, err := netip.ParseAddr(a); err == nil {
 			continue
@@ -145,7 +150,7 @@ func runBridge(ctx context.Context, p processOptions, o bridgeOptions, m memberO
 	}
 	defer ops.server.Close()
 	b, err := bridge.New(bridge.Config{
-		Media: o.media, Advertise: o.advertise, HTTP: o.bridgeHTTP, Channel: o.bridgeWS, ChannelURL: m.channelURL,
+		Media: o.media, Advertise: o.advertise, Uplink: uint64(o.uplink * 1e6), HTTP: o.bridgeHTTP, Channel: o.bridgeWS, ChannelURL: m.channelURL,
 		RelayID: m.relayID, Region: m.region, Version: version(), Shards: shards,
 		Metrics: ops.registry, Log: log,
 	})

@@ -159,6 +159,7 @@ func (d *dev) bridgeConfig(i int, password string) bridge.Config {
 	c := bridge.Config{
 		Media:     nth(d.o.media, i),
 		Advertise: d.o.advertise,
+		Uplink:    uint64(d.o.uplink * 1e6),
 		HTTP:      nth(d.o.bridgeHTTP, i),
 		Channel:   nth(d.o.bridgeWS, i),
 		RelayID:   id,

@@ -11,6 +11,7 @@ import (
 	"io"
 	"net/http"
 	"net/netip"
+	"strings"
 	"sync"
 
 	"github.com/gorilla/websocket"
@@ -63,11 +64,15 @@ func (r *Room) Join(ctx context.Context, id string, what Publish, view View) (*P
 
 func (r *Room) join(ctx context.Context, p *Participant, id string, what Publish, view View) error {
 	r.mu.Lock() // one after the other: the first creates
-	answer, err := r.modify(ctx, !r.created, colibri.Endpoint{
+	endpoint := colibri.Endpoint{
 		ID: id, StatsID: "Thin-" + id, Create: true, Media: negotiated(),
 		Transport:    &colibri.Transport{ICEControlling: true},
 		Capabilities: []string{colibri.SourceNames, colibri.SSRCRewriting},
-	})
+	}
+	answer, err := r.modify(ctx, !r.created, endpoint)
+	if r.created && err != nil && strings.Contains(err.Error(), "conference_not_found") { // all had left
+		answer, err = r.modify(ctx, true, endpoint)
+	}
 	r.created = r.created || err == nil
 	if err == nil && answer.Sources != nil {
 		for _, m := range answer.Sources.Media {
