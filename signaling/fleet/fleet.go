@@ -15,6 +15,7 @@ import (
 // Numbers of Jicofo's selector.
 const (
 	overloaded    = 0.8              // stress from which a bridge is chosen only when nothing else is left
+	full          = 1.0              // stress beyond which even the region does not count
 	rampUp        = 20 * time.Second // how long a placed endpoint is counted before presence shows it
 	defaultStress = 0.01             // of one participant, unless the bridge says otherwise
 	failureMemory = time.Minute      // how long a failed bridge is left alone
@@ -40,6 +41,7 @@ type Bridge struct {
 // A Request asks for a place for one endpoint.
 type Request struct {
 	Region     string    // of the participant; empty when unknown
+	Near       []string  // neighbours of that region; filled in by Fleet
 	Conference []jid.JID // bridges that the conference already uses
 }
 
@@ -78,7 +80,11 @@ func Select(bridges []Bridge, r Request) (Choice, bool) {
 		{"least loaded in region", func(b Bridge) bool {
 			return !b.Draining && b.Stress < overloaded && r.Region != "" && b.Region == r.Region
 		}},
+		{"least loaded near the region", func(b Bridge) bool {
+			return !b.Draining && b.Stress < overloaded && slices.Contains(r.Near, b.Region)
+		}},
 		{"least loaded", func(b Bridge) bool { return !b.Draining && b.Stress < overloaded }},
+		{"all overloaded, in region", func(b Bridge) bool { return !b.Draining && b.Stress < full && r.Region != "" && b.Region == r.Region }},
 		{"all overloaded", func(b Bridge) bool { return !b.Draining }},
 		{"all draining", func(Bridge) bool { return true }},
 	}
@@ -106,6 +112,8 @@ func choice(b Bridge, reason string) Choice { return Choice{b.JID, b.Region, rea
 
 // A Fleet is the registry of bridges. Its methods may be called from any goroutine and do not block.
 type Fleet struct {
+	groups [][]string // of neighbouring regions
+
 	mu      sync.Mutex
 	bridges map[jid.JID]*entry
 }
@@ -121,22 +129,36 @@ type entry struct {
 	placed         []time.Time // endpoints placed within rampUp, oldest first
 }
 
-// New returns an empty fleet.
-func New() *Fleet { return &Fleet{bridges: map[jid.JID]*entry{}} }
+// New returns an empty fleet. The regions of a group are near each other: a bridge there is better than one
+// anywhere else when the participant's own region has none.
+func New(groups ...[]string) *Fleet { return &Fleet{groups: groups, bridges: map[jid.JID]*entry{}} }
+
+// near returns the neighbours of a region.
+func (f *Fleet) near(region string) (all []string) {
+	for _, g := range f.groups {
+		if slices.Contains(g, region) {
+			all = append(all, g...)
+		}
+	}
+	return all
+}
 
 // Observe takes the stats of a bridge's presence in the brewery. It reports whether the bridge became usable
-// or stopped being so, either of which conferences have to be told. A bridge that is away is not observed: see Back.
+// or stopped being so, or is to be left from now on: conferences have to be told. A bridge that is away is not
+// observed: see Back.
 func (f *Fleet) Observe(now time.Time, bridge jid.JID, stats colibri.Stats) (changed bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	e := f.bridges[bridge]
-	was := e != nil && e.usable(now)
 	if e == nil {
 		e = &entry{Bridge: Bridge{JID: bridge}}
 		f.bridges[bridge] = e
+		e.observe(stats)
+		return e.usable(now)
 	}
+	usable, leave := e.usable(now), e.leave()
 	e.observe(stats)
-	return was != e.usable(now)
+	return usable != e.usable(now) || !leave && e.leave()
 }
 
 // Leave reports whether conferences on a bridge should move away: it is shutting down, or has been unhealthy
@@ -146,7 +168,7 @@ func (f *Fleet) Leave(now time.Time, bridge jid.JID) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	e := f.bridges[bridge]
-	if e == nil || !e.ShuttingDown && e.ill < illForGood {
+	if e == nil || !e.leave() {
 		return false
 	}
 	for other, o := range f.bridges {
@@ -185,6 +207,7 @@ func (f *Fleet) Failed(now time.Time, bridge jid.JID, graceful bool) {
 func (f *Fleet) Select(now time.Time, r Request) (Choice, bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	r.Near = f.near(r.Region)
 	c, ok := Select(f.snapshot(now), r)
 	if ok {
 		e := f.bridges[c.Bridge]

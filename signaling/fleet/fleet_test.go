@@ -10,6 +10,14 @@ import (
 
 func at(name string) jid.JID { return jid.MustParse("brewery@internal/" + name) }
 
+func stats(pairs ...string) (s colibri.Stats) {
+	s = colibri.Stats{{Name: "drain", Value: "false"}}
+	for i := 0; i < len(pairs); i += 2 {
+		s = append(s, colibri.Stat{Name: pairs[i], Value: pairs[i+1]})
+	}
+	return s
+}
+
 func TestSelect(t *testing.T) {
 	b := func(name, region string, stress float64, edit ...func(*Bridge)) Bridge {
 		b := Bridge{JID: at(name), Region: region, Stress: stress}
@@ -40,6 +48,10 @@ func TestSelect(t *testing.T) {
 		{"less load", []Bridge{b("x", "", 0.3), b("y", "", 0.2)}, Request{}, "y", "least loaded"},
 		{"equal load goes by name", []Bridge{b("y", "", 0), b("x", "", 0)}, Request{}, "x", "least loaded"},
 		{"own region", []Bridge{b("x", "muc", 0.1), b("y", "ber", 0.7)}, Request{Region: "ber"}, "y", "least loaded in region"},
+		{"a neighbour", []Bridge{b("x", "muc", 0.1), b("y", "fra", 0.7)}, Request{Region: "ber", Near: []string{"ber", "fra"}}, "y", "least loaded near the region"},
+		{"a neighbour, but our own", []Bridge{b("x", "ber", 0.7), b("y", "fra", 0.1)}, Request{Region: "ber", Near: []string{"ber", "fra"}}, "x", "least loaded in region"},
+		{"all much to do, own region", []Bridge{b("x", "muc", 0.81), b("y", "ber", 0.9)}, Request{Region: "ber"}, "y", "all overloaded, in region"},
+		{"all full, own region more", []Bridge{b("x", "muc", 0.81), b("y", "ber", 1)}, Request{Region: "ber"}, "x", "all overloaded"},
 		{"own region is full", []Bridge{b("x", "muc", 0.1), b("y", "ber", 0.8)}, Request{Region: "ber"}, "x", "least loaded"},
 		{"no region", []Bridge{b("x", "", 0.2), b("y", "ber", 0.1)}, Request{}, "y", "least loaded"},
 		{"all full", []Bridge{b("x", "", 0.9), b("y", "", 0.8)}, Request{}, "y", "all overloaded"},
@@ -62,16 +74,25 @@ func TestSelect(t *testing.T) {
 	}
 }
 
+func TestGroups(t *testing.T) {
+	f := New([]string{"ber", "ham"}, []string{"ham", "cph"})
+	for region, want := range map[string]int{"ber": 2, "ham": 4, "muc": 0, "": 0} {
+		if got := f.near(region); len(got) != want {
+			t.Errorf("near %s: %v", region, got)
+		}
+	}
+	now := time.Unix(0, 0)
+	for name, region := range map[string]string{"a": "muc", "b": "cph"} {
+		f.Observe(now, at(name), colibri.Stats{{Name: "drain", Value: "false"}, {Name: "region", Value: region}})
+	}
+	if c, ok := f.Select(now, Request{Region: "ham"}); !ok || c.Region != "cph" || c.Reason != "least loaded near the region" {
+		t.Errorf("%+v", c)
+	}
+}
+
 func TestFleet(t *testing.T) {
 	now := time.Unix(0, 0)
 	f := New()
-	stats := func(pairs ...string) (s colibri.Stats) {
-		s = colibri.Stats{{Name: "drain", Value: "false"}}
-		for i := 0; i < len(pairs); i += 2 {
-			s = append(s, colibri.Stat{Name: pairs[i], Value: pairs[i+1]})
-		}
-		return s
-	}
 	chosen := func() string { c, _ := f.Select(now, Request{}); return c.Bridge.Resource() }
 
 	if !f.Observe(now, at("x"), stats("stress_level", "0.10", "region", "muc", "relay_id", "rx", "version", "2")) || f.Observe(now, at("x"), stats("stress_level", "0.10")) {
@@ -143,5 +164,24 @@ func TestFleet(t *testing.T) {
 	f.Observe(now, at("z"), colibri.Stats{{Name: "stress_level", Value: "NaN"}})
 	if b := f.Bridges(now)[1]; !b.Draining || b.Stress != 0 {
 		t.Errorf("%+v", b)
+	}
+}
+
+// TestGracefulThenShuttingDown tells conferences twice, as a Java bridge that drains gracefully first refuses
+// new ones and then wants to be left.
+func TestGracefulThenShuttingDown(t *testing.T) {
+	f, now := New(), time.Unix(1e9, 0)
+	for _, b := range []string{"x", "y"} {
+		f.Observe(now, at(b), stats("stress_level", "0.1"))
+	}
+	if !f.Observe(now, at("x"), stats("graceful_shutdown", "true")) || f.Leave(now, at("x")) {
+		t.Error("in graceful shutdown a bridge keeps what it has, and gets no more")
+	}
+	closing := stats("graceful_shutdown", "true", "shutting_down", "true")
+	if !f.Observe(now, at("x"), closing) || !f.Leave(now, at("x")) {
+		t.Error("conferences are not told to leave a bridge that shuts down in the end")
+	}
+	if f.Observe(now, at("x"), closing) {
+		t.Error("and told again")
 	}
 }

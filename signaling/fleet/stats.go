@@ -69,3 +69,6 @@ func (e *entry) usable(now time.Time) bool {
 	b := e.at(now)
 	return !b.Failed && !b.ShuttingDown && !b.Graceful
 }
+
+// leave reports whether conferences should move away if they can.
+func (e *entry) leave() bool { return e.ShuttingDown || e.ill >= illForGood }
