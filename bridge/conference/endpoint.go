@@ -57,6 +57,8 @@ type Endpoint struct {
 	down       downlink
 	rtxBudget  int
 	rtxFilled  time.Time
+	rtcpBudget int
+	rtcpFilled time.Time
 	packetsOut uint64
 	bytesOut   uint64
 }

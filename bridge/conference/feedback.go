@@ -11,6 +11,10 @@ import (
 func (e *Endpoint) ReceiveRTCP(b []byte, now time.Time) {
 	c := e.c
 	e.heard = now
+	if !e.mayReport(now) {
+		c.stats.RTCPDropped++
+		return
+	}
 	for {
 		p, rest, ok := packet.NextRTCP(b)
 		if !ok {
@@ -47,6 +51,27 @@ func (e *Endpoint) ReceiveRTCP(b []byte, now time.Time) {
 			}
 		}
 	}
+}
+
+const (
+	// The compounds that one endpoint may send in a burst, and per second. A browser sends some fifty.
+	rtcpBurst  = 400
+	rtcpPerSec = 800
+)
+
+// mayReport bounds the work that one endpoint can make.
+func (e *Endpoint) mayReport(now time.Time) bool {
+	if spent := now.Sub(e.rtcpFilled); spent > 0 {
+		if n := int(min(spent, time.Second) * rtcpPerSec / time.Second); n > 0 {
+			e.rtcpBudget = min(rtcpBurst, e.rtcpBudget+n)
+			e.rtcpFilled = now
+		}
+	}
+	if e.rtcpBudget == 0 {
+		return false
+	}
+	e.rtcpBudget--
+	return true
 }
 
 // senderReport notes a sender report and passes it to everybody who gets that encoding.

@@ -141,6 +141,7 @@ func (e *Endpoint) receiveVideo(s stream, r *packet.RTP, now time.Time) {
 	enc.rates[p.Frame.SID()][p.Frame.TID()].Add(len(r.Data)+estimate.Overhead, now)
 	enc.history.Put(seq, r, now)
 	enc.came = now
+	enc.described = p.Frame.Numbering == codec.ByDescriptor
 	spatial := enc.spatial
 	if enc.learn(&p.Frame, r.Marker()) || !enc.active {
 		src.woken = src.woken || !enc.active || enc.spatial != spatial

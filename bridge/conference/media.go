@@ -77,6 +77,8 @@ type Stats struct {
 	LostIn, ExpectedIn   uint64 // of media packets, by sequence numbers
 	Retransmitted        uint64 // RTX packets sent
 	RetransmitMissed     uint64 // NACKed packets that were not there any more
+	RetransmitRepeated   uint64 // NACKed packets that were under way already
+	RTCPDropped          uint64 // compounds beyond what one endpoint may send
 	NACKsIn, NACKsOut    uint64 // sequence numbers
 	PLIsIn, PLIsOut      uint64
 	SpeakerChanges       uint64

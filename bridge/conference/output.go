@@ -31,7 +31,9 @@ type output struct {
 	owner     EndpointID
 	stream    project.Stream
 	rtxSeq    uint16
+	repairs   *repairs  // nil until something is asked for again
 	used      time.Time // last packet, or when it was given
+	askAt     time.Time // until then no key frame is asked for only to change the spatial layer
 
 	hold     time.Time // packets wait until then; zero is not holding
 	holdFrom int64     // the first that waits
@@ -294,11 +296,48 @@ const (
 	rtxPerSec = 2048
 )
 
+// repairs remembers what was retransmitted when, so that requests for what is on its way bring nothing more.
+type repairs [64]struct {
+	seq uint16
+	at  time.Time
+}
+
+// due reports whether seq may be sent again, and takes it as sent.
+func (r *repairs) due(seq uint16, pause time.Duration, now time.Time) bool {
+	x := &r[seq%uint16(len(r))]
+	if x.seq == seq && now.Sub(x.at) < pause {
+		return false
+	}
+	x.seq, x.at = seq, now
+	return true
+}
+
+// repairPause is how long a retransmission is under way, so that another is asked for in vain. The estimator's round trip
+// includes the pause before its feedback.
+func (e *Endpoint) repairPause() time.Duration {
+	if e.down.est == nil {
+		return minRepairPause
+	}
+	return min(max(e.down.est.RTT()/2, minRepairPause), maxRepairPause)
+}
+
+const (
+	minRepairPause = 10 * time.Millisecond
+	maxRepairPause = 100 * time.Millisecond
+)
+
 // resend answers a NACK of one output number (RFC 4588). Without an RTX format or SSRC nothing is sent: the same
 // number must not be sealed over other bytes, and the header extensions would differ.
 func (o *output) resend(seq uint16, now time.Time) {
 	e := o.e
 	if o.source == nil || o.rtx == 0 || e.rtxBudget <= 0 {
+		return
+	}
+	if o.repairs == nil {
+		o.repairs = new(repairs)
+	}
+	if !o.repairs.due(seq, e.repairPause(), now) {
+		e.c.stats.RetransmitRepeated++
 		return
 	}
 	header, payload, tag := o.copyOf(seq)

@@ -71,6 +71,8 @@ type encoding struct {
 	active  bool
 	came    time.Time // last media packet
 	nacked  bool      // on the list of this batch
+	// described says that its packets carry a dependency descriptor.
+	described bool
 }
 
 // is reports whether s is the same source, with the same encodings.

@@ -98,7 +98,7 @@ func (c *Conference) tickVideo(src *source, now time.Time) {
 		}
 	}
 	for _, o := range src.takers {
-		if o.stream.Waiting() {
+		if o.stream.Waiting() && !now.Before(o.askAt) {
 			src.keys.StillWaiting(now)
 			break
 		}

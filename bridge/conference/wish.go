@@ -188,7 +188,15 @@ func (e *Endpoint) allocate(all []allocate.Source, now time.Time) {
 		if o.stream.Waiting() && d.est != nil && d.est.Congested() && o.tooMuch(r.Bitrate) {
 			o.stream.Drop()
 		}
-		if o.stream.Waiting() && (!waited || before != encoding) && !src.keyInBatch(encoding) {
+		switch {
+		case !o.stream.Waiting():
+		case o.stream.Current() == encoding && src.encodings[encoding].described:
+			// Another spatial layer: the descriptor says where one may switch, which may be soon.
+			if !waited {
+				o.askAt = now.Add(switchPatience)
+			}
+		case (!waited || before != encoding) && !src.keyInBatch(encoding):
+			o.askAt = time.Time{}
 			src.keys.Ask()
 		}
 		names = append(names, src.name)
@@ -247,6 +255,10 @@ func (o *output) tooMuch(bps int64) bool {
 	}
 	return false
 }
+
+// switchPatience is how long a change of the spatial layer may wait for a frame that allows it before a key frame is
+// asked for.
+const switchPatience = 250 * time.Millisecond
 
 // keyInBatch reports whether a key frame of that encoding waits for the next fan-out.
 func (src *source) keyInBatch(encoding int) bool {

@@ -13,7 +13,9 @@ const (
 	window     = 1024 // sequence numbers that are remembered
 	maxGap     = 100  // a larger jump is a new beginning, not loss
 	maxMissing = 256
-	nackEvery  = 150 * time.Millisecond
+	nackEvery  = 150 * time.Millisecond // at most; sooner where round trips are short
+	nackSoon   = 40 * time.Millisecond
+	nackSoons  = 3 // so many requests at that interval, the next ones twice as far apart, and so on
 	nackTimes  = 10
 )
 
@@ -30,6 +32,7 @@ type Stream struct {
 	highest int64
 	came    [window / 64]uint64
 	missing []missing
+	rtt     time.Duration // from a request to what it brings, smoothed; 0 unknown
 
 	// for reports
 	received      uint64 // without retransmissions
@@ -45,6 +48,7 @@ type Stream struct {
 type missing struct {
 	seq   int64
 	tries int
+	asked time.Time // first
 	next  time.Time
 }
 
@@ -84,7 +88,10 @@ func (s *Stream) Arrive(seq uint16, timestamp uint32, repaired bool, now time.Ti
 	}
 	s.mark(ext)
 	for i := range s.missing {
-		if s.missing[i].seq == ext {
+		if m := &s.missing[i]; m.seq == ext {
+			if repaired && m.tries == 1 {
+				s.repairedAfter(now.Sub(m.asked))
+			}
 			s.missing = append(s.missing[:i], s.missing[i+1:]...)
 			break
 		}
@@ -103,15 +110,32 @@ func (s *Stream) miss(n int64, now time.Time) {
 	s.missing = append(s.missing, missing{seq: n, next: now})
 }
 
-// Missing appends the sequence numbers that are to be asked for now: each at once, then every 150 ms, ten times
-// in all.
+func (s *Stream) repairedAfter(d time.Duration) {
+	if s.rtt == 0 {
+		s.rtt = d
+	}
+	s.rtt += (d - s.rtt) / 4
+}
+
+// again is how long to wait after so many requests for one packet.
+func (s *Stream) again(tries int) time.Duration {
+	if s.rtt == 0 {
+		return nackEvery
+	}
+	return min(max(s.rtt+s.rtt/4+10*time.Millisecond, nackSoon)<<max(tries-nackSoons, 0), nackEvery)
+}
+
+// Missing appends the sequence numbers that are to be asked for now: each at once, then when an answer should have come,
+// which is after 150 ms until that is known, ten times in all.
 func (s *Stream) Missing(dst []uint16, now time.Time) []uint16 {
 	kept := s.missing[:0]
 	for _, m := range s.missing {
 		if !now.Before(m.next) {
 			dst = append(dst, uint16(m.seq))
-			m.tries++
-			m.next = now.Add(nackEvery)
+			if m.tries++; m.tries == 1 {
+				m.asked = now
+			}
+			m.next = now.Add(s.again(m.tries))
 		}
 		if m.tries < nackTimes {
 			kept = append(kept, m)

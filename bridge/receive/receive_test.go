@@ -25,29 +25,46 @@ func TestMissing(t *testing.T) {
 	if got := s.Missing(nil, at(149)); len(got) != 0 {
 		t.Fatalf("too soon: %v", got)
 	}
-	if _, ok := s.Arrive(65535, 0, true, at(100)); !ok {
+	if got := s.Missing(nil, at(150)); len(got) != 3 {
+		t.Fatalf("after 150 ms: %v", got)
+	}
+	if _, ok := s.Arrive(65535, 0, true, at(160)); !ok {
 		t.Fatal("the repaired packet was refused")
 	}
-	asked := 1
-	for ms := 150; ms < 5000; ms += 10 {
+	asked := []int{0, 150}
+	for ms := 160; ms < 5000; ms += 10 {
 		if got := s.Missing(nil, at(ms)); len(got) > 0 {
 			if !slices.Equal(got, []uint16{65534, 0}) {
 				t.Fatalf("again: %v", got)
 			}
-			if asked++; ms != 150*(asked-1) {
-				t.Fatalf("request %d after %d ms", asked, ms)
-			}
+			asked = append(asked, ms)
 		}
 	}
-	if asked != 10 || s.Expecting() {
-		t.Fatalf("asked %d times; still expecting: %v", asked, s.Expecting())
+	if len(asked) != 10 || asked[9] != 9*150 || s.Expecting() {
+		t.Fatalf("asked at %v; still expecting: %v", asked, s.Expecting())
 	}
-	s.Arrive(101, 0, false, at(5000)) // a jump of 99
-	if got := s.Missing(nil, at(5000)); len(got) != 99 {
+	s.Arrive(3, 0, false, at(5000)) // 2 is missing, and comes after 30 ms
+	s.Missing(nil, at(5000))
+	s.Arrive(2, 0, true, at(5030))
+	s.Arrive(5, 0, false, at(5040))
+	asked = nil
+	for ms := 5040; ms < 9000; ms += 10 {
+		if len(s.Missing(nil, at(ms))) > 0 {
+			asked = append(asked, ms-5040)
+		}
+	}
+	if want := []int{0, 50, 100, 150, 250, 400, 550, 700, 850, 1000}; !slices.Equal(asked, want) {
+		t.Fatalf("asked at %v where an answer takes 30 ms", asked)
+	}
+	s.Arrive(6, 0, false, at(9000))
+	s.Arrive(4, 0, true, at(9000))
+	s.Missing(nil, at(9000))
+	s.Arrive(106, 0, false, at(10_000)) // a jump of 99
+	if got := s.Missing(nil, at(10_000)); len(got) != 99 {
 		t.Fatalf("gap of 99: %d", len(got))
 	}
-	s.Arrive(202, 0, false, at(5000)) // a jump of 100
-	if got := s.Missing(nil, at(6000)); len(got) != 0 {
+	s.Arrive(207, 0, false, at(10_000)) // a jump of 100
+	if got := s.Missing(nil, at(11_000)); len(got) != 0 {
 		t.Fatalf("a jump of 100 is a new beginning, not %v", got)
 	}
 }
