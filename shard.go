@@ -121,6 +121,7 @@ func webSocketURL(http string) string { return strings.Replace(http, "http", "ws
 // A cluster is what a shard needs to know when there are others.
 type clusterOptions struct {
 	shard, region string
+	near          []string
 	shardsFile    string
 	edges         []string
 	consul        string
@@ -132,7 +133,7 @@ type clusterOptions struct {
 }
 
 var clusterSettings = []setting{
-	{"shard", "signaling", "shard"}, {"region", "signaling", "region"}, {"shards-file", "signaling", "shards_file"},
+	{"shard", "signaling", "shard"}, {"region", "signaling", "region"}, {"near", "signaling", "near"}, {"shards-file", "signaling", "shards_file"},
 	{"edge", "signaling", "edges"}, {"consul", "signaling", "consul"}, {"consul-server", "signaling", "consul_servers"},
 	{"lease", "signaling", "lease"}, {"room-key", "signaling", "room_key"}, {"state", "signaling", "state"},
 	{"handover", "signaling", "handover"}, {"metrics", "signaling", "metrics"},
@@ -141,6 +142,7 @@ var clusterSettings = []setting{
 func (o *clusterOptions) flags(f *pflag.FlagSet) {
 	f.StringVar(&o.shard, "shard", "", "`NAME` of this shard, unique in the cluster")
 	f.StringVar(&o.region, "region", "", "`REGION` of this shard")
+	f.StringArrayVar(&o.near, "near", nil, "`REGION,REGION,…` near each other: bridges there come next; repeatable")
 	f.StringVar(&o.shardsFile, "shards-file", "", "`FILE` that lists the cluster's shards; SIGHUP reads it again")
 	f.StringArrayVar(&o.edges, "edge", nil, "`PREFIX` of edges' and shards' addresses, whose X-Proxy-Region and X-Forwarded-For are believed; repeatable")
 	f.StringVar(&o.consul, "consul", "", "`URL` of the Consul agent that keeps who owns a room (default: this shard owns every room)")
@@ -224,6 +226,9 @@ func runSignaling(ctx context.Context, p processOptions, o shardOptions, k clust
 		return err
 	}
 	config.Shard, config.Region, config.Release, config.Edges = k.shard, k.region, version(), k.prefixes()
+	for _, group := range k.near {
+		config.Near = append(config.Near, strings.Split(group, ","))
+	}
 	config.Metrics, config.Log = ops.registry, log
 
 	shards := handover.NewShards(k.shard)

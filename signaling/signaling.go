@@ -23,6 +23,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"plenum/signaling/auth"
+	"plenum/signaling/fleet"
 	"plenum/signaling/focus"
 	"plenum/signaling/handover"
 	"plenum/signaling/muc"
@@ -55,6 +56,8 @@ type Config struct {
 	// Shard, Region and Release are told to clients, if not empty. A client whose keep-alive requests
 	// reach a shard of another name leaves its call and starts anew.
 	Shard, Region, Release string
+	// Near are groups of regions near each other, for choosing bridges. Default: none.
+	Near [][]string
 	// Edges are the addresses of proxies whose X-Forwarded-For, X-Forwarded-Proto and X-Proxy-Region are
 	// believed. Default: none.
 	Edges []netip.Prefix
@@ -171,7 +174,7 @@ func New(cfg Config) (*Server, error) {
 	s.sessions = session.New(sc)
 
 	hc := hallConfig{
-		Domain: cfg.Domain, Deliver: s.sessions.Deliver, Cut: s.cut, Owner: cfg.Owner, Focus: cfg.Focus, Room: cfg.Room,
+		Domain: cfg.Domain, Deliver: s.sessions.Deliver, Cut: s.cut, Owner: cfg.Owner, Fleet: fleet.New(cfg.Near...), Focus: cfg.Focus, Room: cfg.Room,
 		Stock: stock, Log: cfg.Log, Metrics: newMetrics(cfg.Metrics), End: s.router.end, Dial: dialMedia,
 	}
 	if len(cfg.Services) > 0 {

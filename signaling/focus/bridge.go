@@ -24,7 +24,8 @@ type bridge struct {
 	jid       jid.JID
 	id        string // names it to clients, who hand it back when they want a restart
 	region    string
-	created   bool // the request that creates the conference was sent
+	reason    string // why it was chosen
+	created   bool   // the request that creates the conference was sent
 	endpoints map[string]*session
 	feedback  jingle.EndpointSources // the bridge's own sources, owner "jvb"
 }
@@ -89,7 +90,7 @@ func (c *Conference) bridgeFor(choice fleet.Choice) *bridge {
 	for _, b := range slices.Clone(c.bridges) {
 		c.abandon(b, true)
 	}
-	b := &bridge{jid: choice.Bridge, id: c.uuid(), region: choice.Region, endpoints: map[string]*session{}}
+	b := &bridge{jid: choice.Bridge, id: c.uuid(), region: choice.Region, reason: choice.Reason, endpoints: map[string]*session{}}
 	c.bridges = append(c.bridges, b)
 	return b
 }

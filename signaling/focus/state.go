@@ -29,6 +29,7 @@ type BridgeState struct {
 	JID       string `json:"jid"`
 	ID        string `json:"id"` // as clients know it
 	Region    string `json:"region,omitempty"`
+	Reason    string `json:"reason,omitempty"` // why it was chosen
 	Endpoints int    `json:"endpoints"`
 }
 
@@ -51,7 +52,7 @@ func (c *Conference) State() State {
 		s.Participants = append(s.Participants, x)
 	}
 	for _, b := range c.bridges {
-		s.Bridges = append(s.Bridges, BridgeState{b.jid.String(), b.id, b.region, len(b.endpoints)})
+		s.Bridges = append(s.Bridges, BridgeState{b.jid.String(), b.id, b.region, b.reason, len(b.endpoints)})
 	}
 	return s
 }
