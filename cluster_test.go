@@ -198,16 +198,16 @@ func (w *town) bridged() {
 	}
 }
 
-// An edge is what stands before shards: it takes a room's sockets to the first of its shards that answers.
-type edge struct {
+// A testEdge is what stands before shards: it takes a room's sockets to the first of its shards that answers.
+type testEdge struct {
 	*httptest.Server
 	region string
 	mu     sync.Mutex
 	shards []string // HOST:PORT, in the order of its liking
 }
 
-func newEdge(t *testing.T, region string, shards ...string) *edge {
-	e := &edge{region: region, shards: shards}
+func newEdge(t *testing.T, region string, shards ...string) *testEdge {
+	e := &testEdge{region: region, shards: shards}
 	transport := &http.Transport{DialContext: (&net.Dialer{Timeout: time.Second}).DialContext, ResponseHeaderTimeout: 5 * time.Second}
 	p := &httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {
@@ -242,7 +242,7 @@ func newEdge(t *testing.T, region string, shards ...string) *edge {
 	return e
 }
 
-func (e *edge) list() []string {
+func (e *testEdge) list() []string {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return slices.Clone(e.shards)
@@ -300,7 +300,7 @@ func TestHandover(t *testing.T) {
 	for _, p := range all {
 		await(t, p, mediaLimit, "hears the others", func(s client.Stats) bool { return s.Playing(client.Audio) == 2 && len(s.Members) == 4 })
 	}
-	for _, e := range []*edge{first, second} {
+	for _, e := range []*testEdge{first, second} {
 		res, err := http.Get(e.URL + "/xmpp-websocket?room=f%C3%BC%C3%9Fball")
 		if err != nil {
 			t.Fatal(err)

@@ -20,7 +20,7 @@ func runCommand() *cobra.Command {
 		Short: "Run one part of a host, as units and Nomad do",
 	}
 	logger := func(level, format string) (*slog.Logger, error) { return newLogger(os.Stderr, level, format) }
-	c.AddCommand(agent.RunCommand(version(), logger), runOverlayCommand(), runSignalingCommand(), runBridgeCommand())
+	c.AddCommand(agent.RunCommand(version(), logger), runOverlayCommand(), runSignalingCommand(), runBridgeCommand(), runEdgeCommand())
 	return c
 }
 

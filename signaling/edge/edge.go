@@ -26,10 +26,11 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// Config of an Edge. Proxy and Catalog are required.
+// Config of an Edge. Proxy, Catalog and Domain are required.
 type Config struct {
 	Proxy   Proxy
 	Catalog Catalog
+	Domain  string // XMPP domain of the cluster, as its shards have it
 
 	// State is the file of the last view, which serves until the catalogue answers. Empty: none.
 	State string
@@ -45,8 +46,8 @@ type Config struct {
 }
 
 func (c *Config) validate() error {
-	if c.Catalog == nil {
-		return errors.New("edge: no catalogue")
+	if c.Catalog == nil || c.Domain == "" {
+		return errors.New("edge: no catalogue, or no domain")
 	}
 	if c.Capacity <= 0 {
 		c.Capacity = 10_000
@@ -113,7 +114,7 @@ func New(cfg Config) (*Edge, error) {
 	}
 	e := &Edge{
 		cfg: cfg, log: cfg.Log, haproxy: runtime{cfg.Proxy.Path(fileAdmin)}, offload: l,
-		place: newPlacer(cfg.Proxy.Region, time.Now), metrics: newMetrics(cfg.Metrics), view: last,
+		place: newPlacer(cfg.Domain, cfg.Proxy.Region, time.Now), metrics: newMetrics(cfg.Metrics), view: last,
 		client:  &http.Client{Timeout: time.Second, Transport: &http.Transport{DisableKeepAlives: true}},
 		changed: make(chan struct{}, 1), seen: map[string]*sighting{}, mute: map[string]bool{},
 	}

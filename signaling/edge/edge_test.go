@@ -57,7 +57,7 @@ func start(t *testing.T, cfg Config) *stand {
 	s := &stand{url: "http://" + web, views: make(fixed, 8)}
 	cfg.Proxy.Dir, cfg.Proxy.HTTP, cfg.Proxy.Region = t.TempDir(), web, "muc"
 	cfg.Proxy.Offload, cfg.Proxy.Answer = freeAddr(t), "127.0.0.1:1"
-	cfg.Catalog, cfg.Ramp = s.views, -1
+	cfg.Catalog, cfg.Domain, cfg.Ramp = s.views, "meet.example", -1
 	var err error
 	if s.edge, err = New(cfg); err != nil {
 		t.Fatal(err)
@@ -129,6 +129,8 @@ func until(t *testing.T, what string, ok func() bool) {
 	t.Fatalf("not within 20 s: %s", what)
 }
 
+const at = "@conference.meet.example"
+
 // TestPlaces has three shards behind a real HAProxy: every spelling of a room goes to the shard whose it is by name,
 // a shard that goes takes its own rooms only, and an edge that ends leaves HAProxy serving.
 func TestPlaces(t *testing.T) {
@@ -154,7 +156,7 @@ func TestPlaces(t *testing.T) {
 		t.Helper()
 		for i := range 40 {
 			name := fmt.Sprintf("Room-%d", i)
-			want := home(all(list), "muc", strings.ToLower(name))
+			want := home(all(list), "muc", strings.ToLower(name)+at)
 			if code, got := room(name); code != 200 || got != want+" muc 127.0.0.1" {
 				t.Fatalf("%s: %d %q, want %s muc 127.0.0.1", name, code, got, want)
 			}
@@ -170,7 +172,7 @@ func TestPlaces(t *testing.T) {
 	})
 	check(v.Shards)
 
-	const want = "f%c3%bc%c3%9f%25c3" // as every client names it
+	const want = "f%c3%bc%c3%9f%25c3" + at // as every client names it
 	for _, path := range []string{"/Füß%2525c3", "/xmpp-websocket?room=f%25c3%25bc%25c3%259f%2525c3", "/F%C3%9C%C3%9F%2525c3",
 		"/xmpp-websocket?room=f%25c3%25bc%25c3%259f%2525c3&room=other"} {
 		_, got := get(t, s.url+path)
@@ -181,7 +183,7 @@ func TestPlaces(t *testing.T) {
 	if _, got := room("anything_muc-2"); !strings.HasPrefix(got, "muc-2 ") {
 		t.Errorf("_muc-2: %q", got)
 	}
-	if code, got := get(t, s.url+"/xmpp-websocket?room="+strings.Repeat("x", 1000)); code != 200 || !strings.HasPrefix(got, home(all(v.Shards), "muc", strings.Repeat("x", 1000))) {
+	if code, got := get(t, s.url+"/xmpp-websocket?room="+strings.Repeat("x", 1000)); code != 200 || !strings.HasPrefix(got, home(all(v.Shards), "muc", strings.Repeat("x", 1000)+at)) {
 		t.Errorf("a long name: %d %q", code, got)
 	}
 
@@ -224,14 +226,16 @@ func TestMoves(t *testing.T) {
 	until(t, "let in again", func() bool { code, _ := get(t, s.url+"/a"); return code == 200 })
 }
 
-func TestRoomOf(t *testing.T) {
+func TestRoom(t *testing.T) {
+	const school = "quiet@conference.school.meet.example"
+	p := newPlacer("meet.example", "muc", time.Now)
 	for _, c := range []struct{ path, query, room string }{
-		{"/Quiet", "", "quiet"}, {"/quiet/", "", "quiet"}, {"/school/Quiet", "", "[school]quiet"},
-		{"/xmpp-websocket", "room=quiet", "quiet"}, {"/school/xmpp-websocket", "room=quiet", "[school]quiet"},
-		{"/xmpp-websocket", "room=quiet&prefix=School", "[school]quiet"}, {"/static/x.js", "", ""}, {"/", "", ""},
+		{"/Quiet", "", "quiet" + at}, {"/quiet/", "", "quiet" + at}, {"/school/Quiet", "", school},
+		{"/xmpp-websocket", "room=quiet", "quiet" + at}, {"/school/xmpp-websocket", "room=quiet", school},
+		{"/xmpp-websocket", "room=quiet&prefix=School", school}, {"/static/x.js", "", ""}, {"/", "", ""},
 		{"/xmpp-websocket", "", ""}, {"/xmpp-websocket", "room=%zz", ""}, {"/about/health", "", ""}, {"/config.js", "", ""},
 	} {
-		if got := roomOf(c.path, c.query); got != c.room {
+		if got := p.room(c.path, c.query); got != c.room {
 			t.Errorf("%s?%s: %q, want %q", c.path, c.query, got, c.room)
 		}
 	}

@@ -18,8 +18,8 @@ const maxKnown = 100_000
 // A placer says which shard a request is for: the one that has been seen to own its room, and otherwise the one
 // whose room it is by name, among the shards of the edge's own region while there are any.
 type placer struct {
-	region string
-	now    func() time.Time
+	domain, region string
+	now            func() time.Time
 
 	mu     sync.RWMutex
 	shards []weighted
@@ -40,8 +40,8 @@ type owner struct {
 // knownFor is how long an owner is believed without being seen again. Clients ask after their room every minute.
 const knownFor = 5 * time.Minute
 
-func newPlacer(region string, now func() time.Time) *placer {
-	return &placer{region: region, now: now, known: map[string]owner{}}
+func newPlacer(domain, region string, now func() time.Time) *placer {
+	return &placer{domain: domain, region: region, now: now, known: map[string]owner{}}
 }
 
 func (p *placer) set(shards []weighted) {
@@ -52,7 +52,7 @@ func (p *placer) set(shards []weighted) {
 
 // place names a shard for the room of a request, or nothing when there is no room in it or no shard.
 func (p *placer) place(path, query string) string {
-	room := roomOf(path, query)
+	room := p.room(path, query)
 	if room == "" {
 		return ""
 	}
@@ -70,7 +70,7 @@ func (p *placer) has(shard string) bool {
 
 // learn notes that a shard was named as the owner of the room of a request.
 func (p *placer) learn(path, query, shard string) {
-	room := roomOf(path, query)
+	room := p.room(path, query)
 	if room == "" || shard == "" {
 		return
 	}
@@ -93,7 +93,7 @@ func (p *placer) learn(path, query, shard string) {
 // moves a room between two that stay. A name that ends in _ and the name of a shard is that shard's.
 func home(shards []weighted, region, room string) string {
 	for _, s := range shards {
-		if !s.Ill && strings.HasSuffix(room, "_"+strings.ToLower(s.Name)) {
+		if name, _, _ := strings.Cut(room, "@"); !s.Ill && strings.HasSuffix(name, "_"+strings.ToLower(s.Name)) {
 			return s.Name
 		}
 	}
@@ -115,9 +115,9 @@ func home(shards []weighted, region, room string) string {
 	return ""
 }
 
-// roomOf returns the room that a request is about, as every shard names it, or nothing. Sockets and what keeps them
+// room returns the room that a request is about, as every shard names it, or nothing. Sockets and what keeps them
 // alive have it in their query, pages in their path; it may have a tenant.
-func roomOf(path, query string) string {
+func (p *placer) room(path, query string) string {
 	parts := strings.Split(strings.Trim(path, "/"), "/")
 	tenant := ""
 	if len(parts) > 1 && !meet.ReservedName(parts[0]) {
@@ -137,11 +137,11 @@ func roomOf(path, query string) string {
 	if raw == "" {
 		return ""
 	}
-	room, err := meet.RoomName(raw, strings.ToLower(tenant))
+	room, err := meet.Room(raw, tenant, p.domain)
 	if err != nil {
 		return ""
 	}
-	return room
+	return room.String()
 }
 
 // weight is the share of new rooms of a shard that carries so many participants of what it is made for, and has been

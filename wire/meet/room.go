@@ -12,6 +12,7 @@ import (
 	"golang.org/x/text/language"
 	"golang.org/x/text/unicode/norm"
 
+	"plenum/wire/jid"
 	"plenum/wire/xmpp"
 )
 
@@ -38,6 +39,23 @@ func RoomName(raw, tenant string) (string, error) {
 	}
 	if len(room) > maxRoomBytes {
 		return "", ErrRoomName
+	}
+	return room, nil
+}
+
+// Room is the address of a room by what a link calls it and the tenant in it: ROOM@conference.DOMAIN, or
+// ROOM@conference.TENANT.DOMAIN. It is what a room is known by everywhere, edges and shards alike.
+func Room(raw, tenant, domain string) (jid.JID, error) {
+	name, err := RoomName(raw, "")
+	if err != nil {
+		return jid.JID{}, err
+	}
+	if tenant != "" {
+		domain = strings.ToLower(tenant) + "." + domain
+	}
+	room, err := jid.New(name, "conference."+domain, "")
+	if err != nil {
+		return jid.JID{}, ErrRoomName
 	}
 	return room, nil
 }

@@ -1,0 +1,169 @@
+package edge
+
+import (
+	"context"
+	"encoding/json"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/consul/api"
+	"golang.org/x/sync/errgroup"
+)
+
+// Names in Consul.
+const (
+	serviceShard  = "plenum-shard"
+	serviceBridge = "plenum-bridge"
+	bansPrefix    = "plenum/bans/" // PREFIX with - for /: {"until": time}
+)
+
+// Consul is the Catalog of a cluster: services and bans by blocking queries. An entry that vanishes from one answer
+// is believed; an answer that does not come changes nothing.
+type Consul struct {
+	Client *api.Client
+	Log    *slog.Logger
+
+	mu   sync.Mutex
+	view View
+	has  int // of the three kinds, which have been told: nothing is before all have
+}
+
+// Watch tells each view until ctx ends.
+func (c *Consul) Watch(ctx context.Context, tell func(View)) error {
+	var g errgroup.Group
+	follow := func(bit int, ask func(*api.QueryOptions) (func(*View), uint64, error)) {
+		g.Go(func() error {
+			c.follow(ctx, bit, ask, tell)
+			return nil
+		})
+	}
+	services := func(name string, take func(*View, []*api.ServiceEntry)) func(*api.QueryOptions) (func(*View), uint64, error) {
+		return func(q *api.QueryOptions) (func(*View), uint64, error) {
+			list, meta, err := c.Client.Health().Service(name, "", false, q)
+			if err != nil {
+				return nil, 0, err
+			}
+			return func(v *View) { take(v, list) }, meta.LastIndex, nil
+		}
+	}
+	follow(1, services(serviceShard, func(v *View, list []*api.ServiceEntry) { v.Shards = shardsOf(list) }))
+	follow(2, services(serviceBridge, func(v *View, list []*api.ServiceEntry) { v.Bridges = bridgesOf(list) }))
+	follow(4, func(q *api.QueryOptions) (func(*View), uint64, error) {
+		list, meta, err := c.Client.KV().List(bansPrefix, q)
+		if err != nil {
+			return nil, 0, err
+		}
+		return func(v *View) { v.Bans = bansOf(list) }, meta.LastIndex, nil
+	})
+	return g.Wait()
+}
+
+// follow asks one question again and again, each time until its answer changes.
+func (c *Consul) follow(ctx context.Context, bit int, ask func(*api.QueryOptions) (func(*View), uint64, error), tell func(View)) {
+	var index uint64
+	failed := false
+	for ctx.Err() == nil {
+		take, next, err := ask((&api.QueryOptions{WaitIndex: index, WaitTime: 30 * time.Second, AllowStale: true}).WithContext(ctx))
+		if err != nil {
+			if ctx.Err() == nil && !failed {
+				c.Log.Warn("the catalogue does not answer; what it said last goes on", "err", err)
+			}
+			failed, index = true, 0
+			select {
+			case <-ctx.Done():
+			case <-time.After(time.Second):
+			}
+			continue
+		}
+		if failed {
+			failed = false
+			c.Log.Info("the catalogue answers again")
+		}
+		if next < index { // Consul was restored
+			next = 0
+		}
+		if next == index && index != 0 {
+			continue
+		}
+		index = next
+		c.mu.Lock()
+		take(&c.view)
+		c.has |= bit
+		if c.has == 7 {
+			tell(c.view)
+		}
+		c.mu.Unlock()
+	}
+}
+
+func shardsOf(list []*api.ServiceEntry) []Shard {
+	var all []Shard
+	for _, e := range list {
+		s := Shard{Name: e.Service.Meta["shard"], Region: e.Service.Meta["region"], Addr: addr(e, ""),
+			Load: addr(e, "metrics_port"), Ill: e.Checks.AggregatedStatus() == api.HealthCritical}
+		if !plain(s.Name) || s.Addr == "" {
+			continue
+		}
+		// A shard that is being replaced is there twice for a moment: the well one counts.
+		if i := slices.IndexFunc(all, func(o Shard) bool { return o.Name == s.Name }); i < 0 {
+			all = append(all, s)
+		} else if all[i].Ill {
+			all[i] = s
+		}
+	}
+	return all
+}
+
+func bridgesOf(list []*api.ServiceEntry) []Bridge {
+	var all []Bridge
+	for _, e := range list {
+		b := Bridge{ID: e.Service.Meta["relay_id"], Addr: addr(e, "ws_port")}
+		if plain(b.ID) && b.Addr != "" && !slices.ContainsFunc(all, func(o Bridge) bool { return o.ID == b.ID }) {
+			all = append(all, b)
+		}
+	}
+	return all
+}
+
+// addr is where a service is, at the port that meta names or at its own. Addresses alone are taken, for HAProxy is told
+// them as they are.
+func addr(e *api.ServiceEntry, meta string) string {
+	host := e.Service.Address
+	if host == "" {
+		host = e.Node.Address
+	}
+	port := e.Service.Meta[meta]
+	if meta == "" {
+		port = strconv.Itoa(e.Service.Port)
+	}
+	a, err := netip.ParseAddrPort(net.JoinHostPort(host, port))
+	if err != nil || a.Port() == 0 {
+		return ""
+	}
+	return a.String()
+}
+
+// plain reports whether a name may be a server's of HAProxy.
+func plain(s string) bool {
+	return s != "" && len(s) <= 64 && strings.Trim(strings.ToLower(s), "abcdefghijklmnopqrstuvwxyz0123456789-_.") == ""
+}
+
+func bansOf(list api.KVPairs) []Ban {
+	var all []Ban
+	for _, kv := range list {
+		var b Ban
+		p, err := netip.ParsePrefix(strings.Replace(strings.TrimPrefix(kv.Key, bansPrefix), "-", "/", 1))
+		if err != nil || json.Unmarshal(kv.Value, &b) != nil {
+			continue
+		}
+		b.Prefix = p
+		all = append(all, b)
+	}
+	return all
+}
