@@ -34,6 +34,7 @@ const bridgeBrewery = "jvbbrewery"
 
 // Limits that protect the shard, not a room.
 const (
+	maxOpening    = 128              // rooms that wait for their leases
 	maxSeats      = 16               // rooms that one client session may be talking to
 	acquireBudget = 5 * time.Second  // for the lease of a room that a stock Jicofo opens
 	bridgeTimeout = 15 * time.Second // of requests to bridges that do not say
@@ -44,6 +45,10 @@ var ErrDraining = errors.New("shard is draining")
 
 // ErrFull is returned for a request that would open one room more than the shard may have.
 var ErrFull = errors.New("too many rooms")
+
+// ErrBusy is returned for a request that would open a room while many others wait for their leases: who keeps them is slow,
+// and more requests make it slower.
+var ErrBusy = errors.New("too many rooms are being opened")
 
 // hallConfig says what the rooms of a shard need. Domain and Deliver are required.
 type hallConfig struct {
@@ -96,6 +101,7 @@ type hall struct {
 	asked     map[string]bridgeCall           // open requests to bridges, by stanza id
 	instances map[jid.JID]instance            // recorders and gateways, by their addresses in the breweries
 	serial    uint64
+	opening   int // rooms that wait for their leases
 	draining  bool
 	stopped   bool
 	emptied   chan struct{} // closed and replaced whenever a room has ended
@@ -497,6 +503,9 @@ func (h *hall) open(ctx context.Context, room jid.JID) (*actor, error) {
 			case len(h.rooms) >= h.cfg.MaxRooms:
 				h.mu.Unlock()
 				return nil, ErrFull
+			case h.opening >= maxOpening && !h.isInternal(room):
+				h.mu.Unlock()
+				return nil, ErrBusy
 			}
 			a = &actor{
 				hall: h, jid: room, box: newMailbox(), log: h.cfg.Log.With("room", h.cfg.LogName(room)),
@@ -504,9 +513,14 @@ func (h *hall) open(ctx context.Context, room jid.JID) (*actor, error) {
 				timers: make(map[string]*time.Timer),
 			}
 			h.rooms[room] = a
+			h.opening++
 			h.wg.Add(1)
 			h.mu.Unlock()
-			return a, h.begin(ctx, a)
+			err := h.begin(ctx, a)
+			h.mu.Lock()
+			h.opening--
+			h.mu.Unlock()
+			return a, err
 		}
 		h.mu.Unlock()
 		wait := a.done // a room that has just ended makes way for a new one

@@ -263,7 +263,7 @@ func stanzaError(err error) xmpp.StanzaError {
 	switch {
 	case errors.As(err, &e):
 		return e
-	case errors.Is(err, ErrDraining), errors.Is(err, ErrFull):
+	case errors.Is(err, ErrDraining), errors.Is(err, ErrFull), errors.Is(err, ErrBusy):
 		return xmpp.StanzaError{Condition: xmpp.ResourceConstraint, Text: err.Error()}
 	}
 	return xmpp.StanzaError{Condition: xmpp.InternalServerError}
