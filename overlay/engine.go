@@ -425,8 +425,8 @@ func (e *engine) spread(host string, except netip.Addr, now time.Time) {
 	}
 }
 
-// tick does what is due; it runs ten times a second.
-func (e *engine) tick(now time.Time) {
+// tick does what is due, and says when to call it again.
+func (e *engine) tick(now time.Time) time.Duration {
 	if now.Sub(e.refill) >= time.Second {
 		e.refill, e.tokens = now, 200
 	}
@@ -460,6 +460,25 @@ func (e *engine) tick(now time.Time) {
 		}
 	}
 	e.announce(now)
+	if e.idle() {
+		return 5 * often
+	}
+	return often
+}
+
+// often is how often there may be something to do, as long as an answer is awaited.
+const often = 100 * time.Millisecond
+
+// idle reports whether every path is up and nothing is asked.
+func (e *engine) idle() bool {
+	for _, p := range e.planes {
+		for _, q := range p.peers {
+			if !q.path.idle() {
+				return false
+			}
+		}
+	}
+	return e.told == nil
 }
 
 // look asks the backend for its tunnels, and tries the next hint for peers that cannot be reached.

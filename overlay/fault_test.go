@@ -169,6 +169,9 @@ func TestForeignRules(t *testing.T) {
 	n.process.Kill()
 	n.start()
 	eventually(t, 10*time.Second, healthy)
+	if now := rules(t, n); now != want { // none left over from before
+		t.Errorf("rules are now\n%s, were\n%s", now, want)
+	}
 	after, err := n.Run("nft", "--stateless", "list", "table", "inet", "theirs")
 	check(t, err)
 	if after != before {

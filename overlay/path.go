@@ -68,7 +68,10 @@ func newPath(every time.Duration, widest, narrow int, now time.Time) *path {
 // wait is how long an answer may take.
 func (p *path) wait() time.Duration { return min(max(leastWait, 3*p.rtt), 2*time.Second) }
 
-// Tick returns the probes to send now. It is to be called at least every 100 ms.
+// idle reports whether nothing is awaited.
+func (p *path) idle() bool { return p.up && len(p.waiting) == 0 && p.trying == 0 }
+
+// Tick returns the probes to send now. It is to be called every 100 ms, less often while idle.
 func (p *path) Tick(now time.Time) []ping {
 	for id, s := range p.waiting {
 		if !now.Before(s.until) {

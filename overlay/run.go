@@ -90,8 +90,9 @@ func Run(ctx context.Context, o Options) error {
 	}
 	p.watch(cfg)
 
-	tick := time.NewTicker(100 * time.Millisecond)
+	tick := time.NewTicker(often)
 	defer tick.Stop()
+	every := often
 loop:
 	for {
 		select {
@@ -102,7 +103,10 @@ loop:
 		case <-hup:
 			p.reload()
 		case now := <-tick.C:
-			p.engine.tick(now)
+			if next := p.engine.tick(now); next != every {
+				every = next
+				tick.Reset(every)
+			}
 		}
 	}
 	// Nothing new may come in, then the tunnels go, then whoever still posts is let go.

@@ -26,6 +26,8 @@ import (
 	"syscall"
 	"time"
 
+	"filippo.io/age"
+
 	"plenum/overlay/netlab"
 	"plenum/overlay/netlab/stack"
 )
@@ -67,6 +69,21 @@ type cluster struct {
 	mu sync.Mutex // of the output
 }
 
+// confess prints what the services of a host wrote last.
+func (c *cluster) confess(m *member) {
+	logs, _ := filepath.Glob(filepath.Join(m.root, "var/log/plenum/*.log"))
+	for _, path := range logs {
+		if strings.Contains(path, "audit") {
+			continue
+		}
+		b, _ := os.ReadFile(path)
+		if len(b) > 3000 {
+			b = b[len(b)-3000:]
+		}
+		c.say("%s: the end of %s:\n%s", m.name, filepath.Base(path), b)
+	}
+}
+
 func (c *cluster) say(format string, args ...any) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -91,7 +108,11 @@ func (c *cluster) run(binary string) error {
 	}
 	first := c.members[0]
 	c.say("%s: plenum init", first.name)
-	if err := c.plenum(first, "init", "--cluster", "lab", "--region", first.region, "--host", first.name, "--roles", first.roles,
+	admin, err := age.GenerateX25519Identity()
+	if err != nil {
+		return err
+	}
+	if err := c.plenum(first, "init", "--admin", "lab="+admin.Recipient().String(), "--cluster", "lab", "--region", first.region, "--host", first.name, "--roles", first.roles,
 		"--address", first.Addr().String(), "--binaries", c.binaries); err != nil {
 		return err
 	}
@@ -230,6 +251,7 @@ func (c *cluster) plenum(m *member, args ...string) error {
 		if c.ctx.Err() != nil {
 			return context.Cause(c.ctx)
 		}
+		c.confess(m)
 		return fmt.Errorf("%s: plenum %s: %w", m.name, args[0], err)
 	}
 	return nil
@@ -300,6 +322,9 @@ func (c *cluster) prove() error {
 	}
 	if c.ctx.Err() != nil {
 		return context.Cause(c.ctx)
+	}
+	for _, m := range c.members {
+		c.confess(m)
 	}
 	return fmt.Errorf("after a minute: %w", last)
 }
