@@ -66,6 +66,9 @@ type Config struct {
 	// AudioHold is how long the first packets of a newly announced audio source wait, so that the client has
 	// applied the map before them. 0 is 180 ms; they leave with the next packet or tick after it, so within 200 ms.
 	AudioHold time.Duration
+	// LoudestFrom is how many participants may be in the room while everybody who speaks is heard; in larger rooms the
+	// loudest Loudest are, and the dominant speaker. 0 is 25 and 3.
+	LoudestFrom, Loudest int
 }
 
 // A Conference holds the endpoints of one conference on this bridge.
@@ -87,6 +90,8 @@ type Conference struct {
 	rebudget []*Endpoint // whose way carries more or less than when their layers were chosen
 
 	speech   speaker.Detector[EndpointID]
+	loud     *speaker.Ranking[*source]
+	included map[string]int // audio sources that receivers ask for by name, by how many
 	dominant EndpointID
 	spoken   []*Endpoint // all endpoints in speech order; nil when it has to be made anew
 
@@ -144,8 +149,14 @@ func New(cfg Config, now time.Time) *Conference {
 	if cfg.AudioHold <= 0 {
 		cfg.AudioHold = 180 * time.Millisecond
 	}
+	if cfg.LoudestFrom <= 0 {
+		cfg.LoudestFrom = 25
+	}
+	if cfg.Loudest <= 0 {
+		cfg.Loudest = 3
+	}
 	return &Conference{
-		cfg: cfg, log: cfg.Log,
+		cfg: cfg, log: cfg.Log, loud: speaker.NewRanking[*source](cfg.Loudest), included: map[string]int{},
 		endpoints: map[EndpointID]*Endpoint{}, sources: map[string]*source{},
 		allocatedAt: now, nextReports: now, nextSpeaker: now, nextPoll: now, nextAll: now,
 	}

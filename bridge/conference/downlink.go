@@ -49,6 +49,7 @@ type downlink struct {
 	lowest  int64         // in that time
 	queued  bool          // waits for allocation
 	raised  time.Time     // when the limit last went up
+	lossy   time.Time     // when it last lost so much that redundant audio helps
 	patient time.Duration // for how long it must be higher before it goes up; 0 is raiseAfter
 	changes uint64
 

@@ -119,6 +119,7 @@ func (c *Conference) Remove(id EndpointID, now time.Time) {
 	for src := range e.wants {
 		src.want(e, 0)
 	}
+	e.include(-1)
 	delete(c.endpoints, id)
 	c.order = slices.DeleteFunc(c.order, func(o *Endpoint) bool { return o == e })
 	c.speech.Remove(id)
@@ -239,6 +240,7 @@ func (e *Endpoint) dropSource(src *source) {
 		}
 	}
 	delete(e.c.sources, src.name)
+	e.c.loud.Forget(src)
 	e.c.pending = slices.DeleteFunc(e.c.pending, func(s *source) bool { return s == src })
 	e.sources = slices.DeleteFunc(e.sources, func(s *source) bool { return s == src })
 }
@@ -297,7 +299,9 @@ func (e *Endpoint) SetLastN(n int, now time.Time) {
 
 // SetAudioSubscription chooses which audio sources the receiver gets. It keeps s.
 func (e *Endpoint) SetAudioSubscription(s AudioSubscription, now time.Time) {
+	e.include(-1)
 	e.audio = s
+	e.include(1)
 	for _, src := range e.c.sources {
 		if src.kind == Audio {
 			src.stale = true
@@ -311,6 +315,15 @@ func (e *Endpoint) SetAudioSubscription(s AudioSubscription, now time.Time) {
 	for _, o := range e.outputs {
 		if o.kind == Audio && o.source != nil && !e.hears(o.source) {
 			o.unbind()
+		}
+	}
+}
+
+// include counts the sources that the endpoint asks for by name.
+func (e *Endpoint) include(n int) {
+	for _, name := range e.audio.Include {
+		if e.c.included[name] += n; e.c.included[name] <= 0 {
+			delete(e.c.included, name)
 		}
 	}
 }

@@ -70,15 +70,17 @@ func (e *Endpoint) receiveAudio(src *source, r *packet.RTP, now time.Time) {
 		src.silent++
 		if src.silent > silentPackets {
 			c.stats.Silence++
-			if seq > src.last && seq > src.cutAt {
-				src.cut += seq - max(src.last, src.cutAt)
-				src.cutAt = seq
-			}
+			src.leaveOut(seq)
 			return
 		}
 	} else {
 		src.silent = 0
 		src.spoke = now
+	}
+	if known && len(c.order) > c.cfg.LoudestFrom && !c.loud.Loud(src, &src.score, level, now) && e.id != c.dominant && c.included[src.name] == 0 {
+		c.stats.Quiet++
+		src.leaveOut(seq)
+		return
 	}
 	if seq <= src.cutAt {
 		return // late, and its number is closed up
@@ -87,9 +89,20 @@ func (e *Endpoint) receiveAudio(src *source, r *packet.RTP, now time.Time) {
 	p := src.push(c)
 	*p = project.Packet{RTP: *r, Seq: seq - src.cut, Arrival: now, Capture: enc.stream.Capture(r.Timestamp())}
 	p.Frame.Codec, p.Frame.Start = codec.Opus, true
+	if f.codec == codec.RED {
+		src.red.read(e, p)
+	}
 	src.newest = max(src.newest, p.Seq)
 	if src.holding > 0 {
 		src.held.Put(p.Seq, r, now)
+	}
+}
+
+// leaveOut closes the numbering up over a packet that nobody gets.
+func (src *source) leaveOut(seq int64) {
+	if seq > src.last && seq > src.cutAt {
+		src.cut += seq - max(src.last, src.cutAt)
+		src.cutAt = seq
 	}
 }
 
@@ -269,6 +282,9 @@ func (c *Conference) unhold(o *output, now time.Time) {
 		if r, ok := src.held.Get(seq); ok {
 			p := project.Packet{RTP: r, Seq: seq, Arrival: now, Capture: enc.stream.Capture(r.Timestamp())}
 			p.Frame.Codec, p.Frame.Start = codec.Opus, true
+			if src.owner.formats[r.PT()].codec == codec.RED {
+				src.red.read(src.owner, &p)
+			}
 			o.send(&p)
 		}
 	}

@@ -74,6 +74,8 @@ type Stats struct {
 	Malformed            uint64
 	Duplicates           uint64 // includes RTX of what had come already
 	Silence              uint64 // audio packets dropped as silence
+	Quiet                uint64 // audio packets dropped because others in a large room are louder
+	Stripped             uint64 // audio packets sent without the redundancy that they came with
 	LostIn, ExpectedIn   uint64 // of media packets, by sequence numbers
 	Retransmitted        uint64 // RTX packets sent
 	RetransmitMissed     uint64 // NACKed packets that were not there any more

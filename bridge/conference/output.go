@@ -234,6 +234,10 @@ func (o *output) send(p *project.Packet) {
 	}
 	header, tag := o.header(h, &p.RTP, &p.Frame, out.Offsets)
 	payload := p.RTP.Payload
+	if p.Plain != nil && !o.e.redundant(p) {
+		payload, header[1] = p.Plain, header[1]&0x80|p.PlainPT
+		o.e.c.stats.Stripped++
+	}
 	if p.Padded {
 		header[0] |= 0x20
 		payload = p.RTP.Data[len(p.RTP.Header) : len(p.RTP.Data)+1]

@@ -9,6 +9,7 @@ import (
 	"plenum/bridge/codec"
 	"plenum/bridge/project"
 	"plenum/bridge/receive"
+	"plenum/bridge/speaker"
 )
 
 const (
@@ -55,6 +56,8 @@ type source struct {
 	held    receive.History
 	newest  int64     // sequence number of the newest packet, after cutting
 	spoke   time.Time // last packet that was not silent
+	score   speaker.Score
+	red     redundancy
 }
 
 // An encoding is one SSRC of a source.

@@ -36,7 +36,10 @@ type Packet struct {
 	Frame    codec.Frame
 	Arrival  time.Time
 	Capture  int64 // the sender's wall clock of the frame in microseconds; 0 unknown
-	Padded   bool  // one byte of padding stands behind the payload, beyond the end of RTP.Data
+	// Plain is the packet without redundant audio, of payload type PlainPT; nil where there is none, or we may not know.
+	Plain   []byte
+	PlainPT uint8
+	Padded  bool // one byte of padding stands behind the payload, beyond the end of RTP.Data
 }
 
 // Offsets are what is added to the numbers of an input packet, and the layer (sid<<3|tid) that the receiver gets.
