@@ -552,6 +552,9 @@ func (c *core) letters() {
 		}
 		c.wakeAt(c.now)
 	}
+	if len(c.touched) > 0 { // by media that had waited for keys
+		c.settle()
+	}
 }
 
 // guard runs f for a conference and keeps its panic from the others.

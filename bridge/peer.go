@@ -194,6 +194,7 @@ func (p *peer) attach(e receiver) {
 		p.room = p.core.host(p.cfg.Conference, now)
 		if e != nil && p.connected {
 			p.core.guard(p.room, func() { e.Connected(now) })
+			p.late()
 		}
 	})
 }
@@ -246,6 +247,13 @@ func (p *peer) receive(b *packet.Buf, now time.Time) {
 	}
 }
 
+// late receives what came before there were keys.
+func (p *peer) late() {
+	for _, b := range p.t.TakeEarly() {
+		p.core.guard(p.room, func() { p.receive(b, p.core.now) })
+	}
+}
+
 // routed has packets from path brought to p.
 func (p *peer) routed(path packet.Path, proven bool) {
 	for _, q := range p.paths {
@@ -295,6 +303,7 @@ func (p *peer) stateChanged(s transport.State) {
 		p.connected = true
 		if p.endpoint != nil {
 			p.core.guard(p.room, func() { p.endpoint.Connected(p.core.now) })
+			p.late()
 		}
 	}
 	if p.cfg.OnState != nil {

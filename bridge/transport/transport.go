@@ -114,7 +114,7 @@ type Counters struct {
 	RTP, RTCP           uint64 // authenticated packets in
 	SentRTP, SentRTCP   uint64
 	Auth, Replay, Short uint64 // SRTP and SRTCP packets refused, by reason
-	Early               uint64 // media before there were keys
+	Early               uint64 // media before there were keys; some of it is kept
 	DTLS                uint64 // datagrams taken
 	PipeFull            uint64 // DTLS datagrams dropped: no room, or from an address that has not authenticated
 	Unknown             uint64 // neither STUN, DTLS, RTP nor RTCP
@@ -146,6 +146,7 @@ type Transport struct {
 	remote Remote
 	role   string // of the peer in DTLS, once fixed
 
+	early   []*packet.Buf // media from before there were keys; see TakeEarly
 	sealer  *Sealer
 	opener  *Opener
 	profile Profile
@@ -360,6 +361,11 @@ func (t *Transport) Receive(b *packet.Buf, now time.Time) Kind {
 	}
 	if t.opener == nil {
 		t.Early++
+		if len(t.early) < maxEarly && t.agent.Knows(b.Path) {
+			kept := &packet.Buf{Path: b.Path}
+			kept.Data = kept.Space()[:copy(kept.Space(), d)]
+			t.early = append(t.early, kept)
+		}
 		return None
 	}
 	kind := RTP
@@ -392,6 +398,17 @@ func (t *Transport) Receive(b *packet.Buf, now time.Time) Kind {
 		t.settle(now)
 	}
 	return kind
+}
+
+// maxEarly bounds the packets that are kept for want of keys: a key frame, and the sound that comes with it.
+const maxEarly = 64
+
+// TakeEarly returns what came in the moment between the peer's last handshake message and our reading it, to be received again
+// once the transport is connected. They are the caller's.
+func (t *Transport) TakeEarly() []*packet.Buf {
+	early := t.early
+	t.early = nil
+	return early
 }
 
 // SendRTP seals one RTP packet towards the peer: header, and payload that may be shared. It does not allocate.

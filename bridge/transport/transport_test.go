@@ -166,6 +166,14 @@ type bench struct {
 
 func newBench(t testing.TB) *bench {
 	t.Helper()
+	b := earlyBench(t)
+	b.key()
+	return b
+}
+
+// earlyBench has no keys yet.
+func earlyBench(t testing.TB) *bench {
+	t.Helper()
 	b := &bench{now: time.Now(), path: packet.Path{Remote: netip.MustParseAddrPort("198.51.100.7:4000")}}
 	var err error
 	b.Transport, err = New(Config{
@@ -182,10 +190,13 @@ func newBench(t testing.TB) *bench {
 	if _, ok := b.Path(); !ok {
 		t.Fatal("no path")
 	}
-	salt := testSalt[:AES128GCM.saltBytes()]
-	b.install(secret{profile: AES128GCM, localKey: testKey, localSalt: salt, remoteKey: testKey, remoteSalt: salt})
 	b.sealer, b.opener = pair(t, AES128GCM)
 	return b
+}
+
+func (b *bench) key() {
+	salt := testSalt[:AES128GCM.saltBytes()]
+	b.install(secret{profile: AES128GCM, localKey: testKey, localSalt: salt, remoteKey: testKey, remoteSalt: salt})
 }
 
 // comeFrom has the peer check from path and answer our check there.
@@ -288,6 +299,32 @@ func TestMove(t *testing.T) {
 	b.SendRTP(header(1, 9), []byte("x"))
 	if d := b.out.Datagrams[b.out.Len()-1]; d.Path != moved {
 		t.Errorf("sent to %v", d.Path)
+	}
+}
+
+// Media that overtakes the end of the handshake is kept until there are keys, not without bound, and of nobody else.
+func TestEarlyMedia(t *testing.T) {
+	b := earlyBench(t)
+	stranger := packet.Path{Remote: netip.MustParseAddrPort("203.0.113.66:666")}
+	for seq := range uint16(2 * maxEarly) {
+		p := b.media(t, seq)
+		b.give(stranger, p)
+		if k := b.give(b.path, p); k != None {
+			t.Fatalf("without keys: %v", k)
+		}
+	}
+	b.key()
+	early := b.TakeEarly()
+	if len(early) != maxEarly {
+		t.Errorf("%d packets were kept", len(early))
+	}
+	for i, p := range early {
+		if k := b.Receive(p, b.now); k != RTP || binary.BigEndian.Uint16(p.Data[2:]) != uint16(i) {
+			t.Fatalf("packet %d: %v, % x", i, k, p.Data)
+		}
+	}
+	if b.give(b.path, b.media(t, 1000)); len(b.TakeEarly()) != 0 {
+		t.Error("kept with keys")
 	}
 }
 
