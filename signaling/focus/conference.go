@@ -9,6 +9,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"plenum/wire/jid"
@@ -16,12 +17,13 @@ import (
 	"plenum/wire/xmpp"
 )
 
-// Keys of timers; that for features is followed by the nick.
+// Keys of timers; some are followed by a nick.
 const (
 	timerEmpty    = "empty"  // nobody came
 	timerLonely   = "lonely" // fewer are left than a conference needs
 	timerNoBridge = "bridge" // ask the fleet again
-	timerFeatures = "caps/"  // a client does not answer
+	timerFeatures = "caps/"  // nick: a client does not answer
+	timerRestart  = "again/" // nick: a client waits for its new session
 	bridgeRetry   = 10 * time.Second
 )
 
@@ -70,6 +72,7 @@ type participant struct {
 	session  *session  // nil when not invited
 	// uninvited ends all offers: the client ended its session for good, or cannot be given one.
 	uninvited          bool
+	waiting            bool // for a new session, which it asked for too soon after the last one
 	restarts, iceTries limiter
 	restartCount       int
 	sessions           int // begun so far
@@ -190,6 +193,7 @@ func (c *Conference) remove(nick string) bool {
 		return false
 	}
 	c.cancelTimer(timerFeatures + nick)
+	c.cancelTimer(timerRestart + nick)
 	c.expectNothing(p)
 	c.release(p)
 	c.participants = slices.DeleteFunc(c.participants, func(q *participant) bool { return q == p })
@@ -240,7 +244,7 @@ func (c *Conference) inviteAll(now time.Time) {
 	// Giving one a place may take another's away, when the conference moves; hence the second round.
 	for range 2 {
 		for _, p := range c.participants {
-			if p.session != nil || p.uninvited || p.features == nil {
+			if p.session != nil || p.uninvited || p.waiting || p.features == nil {
 				continue
 			}
 			if !c.allocate(now, p) {
@@ -269,6 +273,10 @@ func (c *Conference) timerFired(now time.Time, key string) {
 		}
 	case timerNoBridge: // reconcile asks
 	default:
+		if nick, ok := strings.CutPrefix(key, timerRestart); ok {
+			c.participant(nick).waiting = false // reconcile invites
+			return
+		}
 		c.assumeFeatures(key[len(timerFeatures):])
 	}
 }
@@ -389,9 +397,18 @@ func (c *Conference) uuid() string {
 // A limiter bounds how often something may happen.
 type limiter struct{ past []time.Time } // the last minute's, oldest first
 
+// early is how long it is at now until the next may be, with none within every of another.
+func (l *limiter) early(now time.Time, every time.Duration) time.Duration {
+	n := len(l.past)
+	if n == 0 {
+		return 0
+	}
+	return max(0, every-now.Sub(l.past[n-1]))
+}
+
 func (l *limiter) allow(now time.Time, every time.Duration, burst int) bool {
 	l.past = slices.DeleteFunc(l.past, func(t time.Time) bool { return now.Sub(t) >= time.Minute })
-	if n := len(l.past); n >= burst || n > 0 && now.Sub(l.past[n-1]) < every {
+	if len(l.past) >= burst || l.early(now, every) > 0 {
 		return false
 	}
 	l.past = append(l.past, now)

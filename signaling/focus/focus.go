@@ -65,7 +65,8 @@ type Config struct {
 	// BridgeTimeout is how long a bridge may take to answer. Default 15 s.
 	BridgeTimeout time.Duration
 	// RestartEvery and RestartBurst limit session restarts and, with a budget of its own, ICE restarts of one
-	// participant: no two within the first, no more than the second in a minute. Default 5 s and 5.
+	// participant: no two within the first, no more than the second in a minute. A session asked for sooner comes
+	// later. Default 5 s and 5.
 	RestartEvery time.Duration
 	RestartBurst int
 }

@@ -159,7 +159,7 @@ func remoteTransport(in jingle.Session) (*jingle.Transport, *xmpp.StanzaError) {
 
 // terminated handles a client's session-terminate: the end, or the wish for a new session after ICE
 // failed. An error to the latter makes the client reload the page, so the only ones are those that
-// keep it from asking again and again.
+// keep it from asking again and again; who asks too soon, as a client does that tried ICE twice, waits.
 func (c *Conference) terminated(now time.Time, p *participant, in jingle.Session, accept func()) *xmpp.StanzaError {
 	s := p.session
 	restart := in.Bridge != nil && in.Bridge.Restart
@@ -177,18 +177,23 @@ func (c *Conference) terminated(now time.Time, p *participant, in jingle.Session
 		c.release(p)
 		return nil
 	}
-	if fault := c.mayRestart(now, s, in.Bridge, &p.restarts); fault != nil {
+	wait := p.restarts.early(now, c.cfg.RestartEvery)
+	if fault := c.mayRestart(now, wait, s, in.Bridge, &p.restarts); fault != nil {
 		return fault
 	}
 	accept()
 	p.restartCount++
+	if wait > 0 {
+		p.waiting = true
+		c.setTimer(now, timerRestart+p.Nick, wait)
+	}
 	c.release(p) // reconcile invites again
 	return nil
 }
 
 func (c *Conference) restartICE(now time.Time, p *participant, in jingle.Session, accept func()) *xmpp.StanzaError {
 	s := p.session
-	if fault := c.mayRestart(now, s, in.Bridge, &p.iceTries); fault != nil {
+	if fault := c.mayRestart(now, 0, s, in.Bridge, &p.iceTries); fault != nil {
 		return fault
 	}
 	accept()
@@ -205,12 +210,13 @@ func (c *Conference) restartICE(now time.Time, p *participant, in jingle.Session
 	return nil
 }
 
-func (c *Conference) mayRestart(now time.Time, s *session, b *jingle.BridgeSession, l *limiter) *xmpp.StanzaError {
+// mayRestart reports why not, if the restart is made after wait.
+func (c *Conference) mayRestart(now time.Time, wait time.Duration, s *session, b *jingle.BridgeSession, l *limiter) *xmpp.StanzaError {
 	if b.ID != s.bridge.id {
 		return &xmpp.StanzaError{Condition: xmpp.ItemNotFound, Text: "invalid bridge session id"}
 	}
 	c.cfg.Fleet.Trouble(now, s.bridge.jid)
-	if !l.allow(now, c.cfg.RestartEvery, c.cfg.RestartBurst) {
+	if !l.allow(now.Add(wait), c.cfg.RestartEvery, c.cfg.RestartBurst) {
 		return &xmpp.StanzaError{Condition: xmpp.ResourceConstraint, Text: "rate-limited"}
 	}
 	return nil
