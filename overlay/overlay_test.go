@@ -5,6 +5,8 @@ package overlay_test
 import (
 	"encoding/json"
 	"fmt"
+	"io"
+	"net/http"
 	"net/netip"
 	"os"
 	"strconv"
@@ -55,6 +57,27 @@ func TestTwoPlanesComeUp(t *testing.T) {
 					if !p.Up || p.Route != overlay.Direct || p.RTT <= 0 || p.Handshake.IsZero() {
 						return fmt.Errorf("%s: %+v", r.Host, p)
 					}
+				}
+			}
+			return nil
+		})
+		// The matrix is in the metrics, of both planes, for whoever may reach them on control.
+		client := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, DialContext: server.Dial}}
+		eventually(t, 10*time.Second, func() error {
+			answer, err := client.Get("http://" + netip.AddrPortFrom(c.nodes[1].record.Control, overlay.Port).String() + "/metrics")
+			if err != nil {
+				return err
+			}
+			defer answer.Body.Close()
+			text, err := io.ReadAll(answer.Body)
+			if err != nil {
+				return err
+			}
+			for _, want := range []string{`path_up{peer="muc-1",plane="media"} 1`, `path_up{peer="server",plane="control"} 1`,
+				`path_rtt_seconds{peer="muc-1",plane="media"} `, `path_loss_ratio{peer="muc-1",plane="media"} `, `path_mtu_bytes{peer="muc-1",plane="media"} 1380`,
+				`path_handshake_age_seconds{peer="muc-1",plane="control"} `, `path_relayed{peer="muc-1",plane="control"} 0`, `nat{kind="none",plane="media"} 1`} {
+				if !strings.Contains(string(text), "plenum_overlay_"+want) {
+					return fmt.Errorf("no %s in the metrics", want)
 				}
 			}
 			return nil
