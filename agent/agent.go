@@ -44,6 +44,7 @@ const (
 	binDir       = "/opt/plenum/bin" // what tasks see
 	libDir       = "/opt/plenum/lib" // what only the host runs
 	lockFile     = "/run/plenum/agent.lock"
+	adminDir     = "/etc/plenum/admins"        // on the host that made the cluster: what admins take away
 	foundingFile = stateDir + "/founding.json" // on the host that made the cluster
 )
 

@@ -62,6 +62,9 @@ func (f *Founding) validate(facts []netip.Addr) error {
 			}
 		}
 	}
+	if len(f.Admins) == 0 {
+		return errors.New("a cluster needs people: --admin NAME=age1… (age-keygen makes a key); backups and the break-glass key are for their eyes alone")
+	}
 	for _, a := range f.Admins {
 		if name, key, ok := strings.Cut(a, "="); !ok || !validHost.MatchString(name) || !strings.HasPrefix(key, "age1") {
 			return fmt.Errorf("--admin %q is not NAME=age1…", a)
@@ -194,7 +197,7 @@ func (c *Command) found(ctx context.Context, w *work, f Founding) (int, error) {
 		return total, err
 	}
 	if w.answer.Nomad.Introduction == "" {
-		if n, err = w.bootstrap(ctx); err != nil {
+		if n, err = w.bootstrap(ctx, f); err != nil {
 			return total + n, err
 		}
 		total += n
@@ -258,7 +261,7 @@ func (w *work) foundHost(ctx context.Context, f Founding, release string) error 
 }
 
 // bootstrap makes Consul and Nomad this cluster's. It may be done again.
-func (w *work) bootstrap(ctx context.Context) (int, error) {
+func (w *work) bootstrap(ctx context.Context, f Founding) (int, error) {
 	s, err := join.New(w.service(slog.New(slog.DiscardHandler)))
 	if err != nil {
 		return 0, err
@@ -282,9 +285,39 @@ func (w *work) bootstrap(ctx context.Context) (int, error) {
 		return n, err
 	}
 	w.crash("after nomad bootstrap")
+	if err := w.firstAdmins(ctx, s, f); err != nil {
+		return n, err
+	}
 	a := w.answer
 	a.Nomad.Introduction = introduction
 	return n + 2, w.keep(a)
+}
+
+// firstAdmins makes the people whom init was told of admins, and leaves what only they can read in a folder.
+func (w *work) firstAdmins(ctx context.Context, s *join.Service, f Founding) error {
+	if err := w.host.Mkdir(adminDir, 0o700); err != nil {
+		return err
+	}
+	for _, text := range f.Admins {
+		name, key, _ := strings.Cut(text, "=")
+		p, err := s.AdminAdd(ctx, name, key, "init")
+		if errors.Is(err, join.Refusal{Reason: join.ReasonName}) {
+			continue // an earlier run did
+		}
+		if err != nil {
+			return fmt.Errorf("admin %s: %w", name, err)
+		}
+		if err := w.host.Write(adminDir+"/"+name+".age", []byte(p.Bundle), 0o600); err != nil {
+			return err
+		}
+		w.hand.say("tokens of %s, for their age key alone: %s", name, adminDir+"/"+name+".age")
+	}
+	key, err := w.vault.BreakGlassKey(ctx)
+	if err != nil || key == "" {
+		return err
+	}
+	w.hand.say("the break-glass CA's key, for the admins' age keys alone: %s; keep a copy elsewhere", adminDir+"/break-glass.age")
+	return w.host.Write(adminDir+"/break-glass.age", []byte(key), 0o600)
 }
 
 // service is how the join service runs on this server host.

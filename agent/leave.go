@@ -93,7 +93,7 @@ func (c *Command) remains(ctx context.Context, w *work) error {
 }
 
 // made is all that plenum makes on a host, the keys last: until they are gone, a killed leave can take leave again.
-var made = []string{consulFile, nomadFile, vaultFile, configFile, binDir, libDir, "/var/log/plenum", "/run/plenum",
+var made = []string{consulFile, nomadFile, vaultFile, configFile, adminDir, binDir, libDir, "/var/log/plenum", "/run/plenum",
 	stateDir + "/consul", stateDir + "/nomad", stateDir + "/vault", stateDir}
 
 func (c *Command) printRemoval(w *work) error {
