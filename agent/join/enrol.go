@@ -266,7 +266,9 @@ func (s *Service) sign(ctx context.Context, c common, h hostState, q Request) (p
 func (s *Service) enter(ctx context.Context, c common, h *hostState, p parcel, published uint64) error {
 	now := s.cfg.Now()
 	h.prune(now)
-	h.Certificates = append(h.Certificates, issued{p.nebula.Fingerprint, p.nebula.Expires})
+	if c := (issued{p.nebula.Fingerprint, p.nebula.Expires}); !slices.Contains(h.Certificates, c) { // within one second it is the same
+		h.Certificates = append(h.Certificates, c)
+	}
 	if n := len(h.Certificates); n > maxCertificates {
 		return Refusal{ReasonBad, fmt.Sprintf("%d certificates of this host have not expired: wait, or revoke it", n-1)}
 	}
