@@ -102,6 +102,7 @@ type Conference struct {
 
 	lastMedia   time.Time
 	nextTick    time.Time
+	followed    time.Time
 	nextReports time.Time
 	nextSpeaker time.Time
 	nextPoll    time.Time

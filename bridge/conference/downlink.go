@@ -15,6 +15,8 @@ import (
 
 const (
 	paceTick = 5 * time.Millisecond
+	// followEvery bounds how often layers are chosen anew because somebody's way has changed.
+	followEvery = 10 * time.Millisecond
 	// paceFactor is how much faster than the estimate bursts go out.
 	paceFactor = 1.5
 	// firstLimit is for the moment in which an estimate is still to come, in bits per second.
@@ -286,9 +288,10 @@ func (e *Endpoint) tickDownlink(now time.Time) {
 
 // follow chooses layers anew for those whose way has changed.
 func (c *Conference) follow(now time.Time) {
-	if len(c.rebudget) == 0 {
+	if len(c.rebudget) == 0 || now.Sub(c.followed) < followEvery {
 		return
 	}
+	c.followed = now
 	for _, e := range c.rebudget {
 		e.down.queued = false
 	}

@@ -35,6 +35,12 @@ type delay struct {
 
 	queue micros // of the last group
 
+	// Queues that came and went by themselves are the path's way: noise is how long they were of late.
+	peak    micros // of the queue since it was last gone
+	learned micros
+	ours    bool // we have sent less because of it
+	noise   micros
+
 	trend     trend
 	threshold float64 // ms
 	updated   micros  // when the threshold was
@@ -82,6 +88,7 @@ func (d *delay) rebase() {
 
 // detect looks whether the queue grows (as in draft-ietf-rmcat-gcc §5.4) and is long enough to matter.
 func (d *delay) detect() {
+	d.learn()
 	slope, n := d.trend.add(float64(d.sent)/1000, float64(d.queue)/1000)
 	m := slope * float64(min(n, 60)) * gain
 	d.adapt(m)
@@ -93,15 +100,15 @@ func (d *delay) detect() {
 		d.over = false
 	case d.overSince == 0:
 		d.overSince = d.sent
-	case d.sent-d.overSince >= overFor && d.queue > smallQueue:
+	case d.sent-d.overSince >= overFor && d.queue > max(smallQueue, d.usual()):
 		d.over = true
 	}
 	d.last = slope
 	// One that does not shrink though it is long is our fault as well.
 	switch {
-	case d.queue < standing || slope < -0.05:
+	case d.queue < max(standing, d.usual()) || slope < -0.05:
 		d.longSince = 0
-	case d.queue >= bigQueue && slope > 0.05 && n > trendSize/2:
+	case d.queue >= max(bigQueue, d.usual()) && slope > 0.05 && n > trendSize/2:
 		d.over = true
 	case d.longSince == 0:
 		d.longSince = d.sent
@@ -109,6 +116,30 @@ func (d *delay) detect() {
 		d.over = true
 	}
 }
+
+// learn keeps how long queues are that pass by themselves.
+func (d *delay) learn() {
+	d.noise -= d.noise * min(d.sent-d.learned, 1_000_000) / noiseFor
+	d.learned = d.sent
+	switch {
+	case d.queue > max(goneQueue, d.noise/3):
+		d.peak = max(d.peak, d.queue)
+	case d.peak > 0:
+		if !d.ours {
+			d.noise = min(max(d.noise, d.peak), maxNoise)
+		}
+		d.peak, d.ours = 0, false
+	}
+}
+
+// usual is a queue that is nothing special on this path.
+func (d *delay) usual() micros { return d.noise + d.noise/2 }
+
+const (
+	goneQueue = 12_000     // µs: a queue shorter than this is none
+	noiseFor  = 12_000_000 // µs, about, for which a passing queue is remembered
+	maxNoise  = 80_000     // µs
+)
 
 // adapt moves the threshold after the noise, so that a path with much jitter is not called congested.
 func (d *delay) adapt(m float64) {

@@ -285,6 +285,7 @@ func (e *Estimator) cut(at micros) {
 		e.probes.failed()
 	}
 	e.before = max(e.before, e.bitrate)
+	e.delay.ours = true
 	e.bitrate, e.proven = to, true
 	e.cutAt, e.cutNext = at, e.history.next
 	e.loss.disturbed(at)
@@ -304,11 +305,10 @@ func (e *Estimator) regret() {
 	case e.delay.queue < goneQueue && !e.delay.over:
 		e.bitrate = max(e.bitrate, e.before)
 		e.before, e.cutAt = 0, 0
+		e.delay.ours = false
 		e.stats.Regrets++
 	}
 }
-
-const goneQueue = 12_000 // µs
 
 // grow raises the estimate a little when what is sent proves it.
 func (e *Estimator) grow(elapsed micros) {

@@ -27,6 +27,7 @@ type cluster struct {
 	packets, got     int
 	size             int // of its first
 	arrived, arrival micros
+	gap              micros // the longest between two
 }
 
 // probes finds out whether more could be sent: twice the estimate, for as long as more is wanted than there is, less often
@@ -72,6 +73,7 @@ func (p *probes) received(n int64, size int, arrival micros) {
 			if c.packets++; c.packets == 1 {
 				c.size, c.arrived = size, arrival
 			}
+			c.gap = max(c.gap, arrival-max(c.arrival, c.arrived))
 			c.arrival = max(c.arrival, arrival)
 		}
 	}
@@ -145,6 +147,10 @@ func (e *Estimator) judgeProbes(at micros) {
 		result := sending
 		full := false
 		if span := done.arrival - done.arrived; span > 500 {
+			// One long pause is a hiccup of the receiver's: a full hop lets packets out evenly.
+			if mean := span / micros(done.packets); done.gap > 4*mean && done.gap < span {
+				span -= done.gap - mean
+			}
 			arriving := float64(done.got-done.size) * 8e6 / float64(span)
 			if arriving < 0.9*sending {
 				result, full = 0.92*arriving, true

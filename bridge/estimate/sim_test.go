@@ -16,6 +16,7 @@ type path struct {
 	queue  time.Duration // before it drops
 	delay  time.Duration // one way
 	jitter time.Duration // random, without overtaking
+	wander time.Duration // the delay goes up and down by so much, in straight lines of twice that
 	loss   float64
 	// police drops what exceeds rate over a bucket of this many bytes, and queues nothing.
 	police float64
@@ -99,6 +100,12 @@ func (w *world) carry(n int, f func(wait time.Duration)) bool {
 	at := w.free.Add(p.delay)
 	if p.jitter > 0 {
 		at = at.Add(time.Duration(w.rnd.Int64N(int64(p.jitter))))
+	}
+	if p.wander > 0 {
+		step := 2 * p.wander
+		k, part := w.now.UnixNano()/int64(step), float64(w.now.UnixNano()%int64(step))/float64(step)
+		unit := func(k int64) float64 { return rand.New(rand.NewPCG(uint64(k), 7)).Float64() }
+		at = at.Add(time.Duration((unit(k)*(1-part) + unit(k+1)*part) * float64(p.wander)))
 	}
 	if at.Before(w.last) {
 		at = w.last
@@ -265,6 +272,8 @@ func TestPaths(t *testing.T) {
 		{"much loss and nothing else", path{rate: 50e6, queue: 200 * time.Millisecond, delay: 30 * time.Millisecond, loss: 0.20}, cameras, 1.9, 2.7, 20 * time.Millisecond, 2},
 		{"satellite", path{rate: 2e6, queue: 500 * time.Millisecond, delay: 300 * time.Millisecond}, cameras, 1.2, 2, 150 * time.Millisecond, 4},
 		{"jitter", path{rate: 3e6, queue: 300 * time.Millisecond, delay: 40 * time.Millisecond, jitter: 30 * time.Millisecond}, cameras, 1.4, 2.7, 100 * time.Millisecond, 6},
+		{"hotel", path{rate: 2e6, queue: 200 * time.Millisecond, delay: 30 * time.Millisecond, wander: 40 * time.Millisecond, loss: 0.01}, cameras, 1.2, 2, 150 * time.Millisecond, 6},
+		{"3G", path{rate: 780e3, queue: 500 * time.Millisecond, delay: 75 * time.Millisecond, wander: 40 * time.Millisecond, loss: 0.005}, cameras, 0.3, 0.78, 250 * time.Millisecond, 6},
 		{"a short queue", path{rate: 1.2e6, queue: 30 * time.Millisecond, delay: 20 * time.Millisecond}, cameras, 0.75, 1.2, 50 * time.Millisecond, 2},
 		{"a policer", path{rate: 1.2e6, police: 20_000, delay: 20 * time.Millisecond}, cameras, 0.8, 1.2, 20 * time.Millisecond, 40},
 	} {

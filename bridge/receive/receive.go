@@ -13,7 +13,7 @@ const (
 	window     = 1024 // sequence numbers that are remembered
 	maxGap     = 100  // a larger jump is a new beginning, not loss
 	maxMissing = 256
-	nackEvery  = 150 * time.Millisecond // at most; sooner where round trips are short
+	nackEvery  = 150 * time.Millisecond // sooner where round trips are short, later where they are long
 	nackSoon   = 40 * time.Millisecond
 	nackSoons  = 3 // so many requests at that interval, the next ones twice as far apart, and so on
 	nackTimes  = 10
@@ -114,6 +114,7 @@ func (s *Stream) repairedAfter(d time.Duration) {
 	if s.rtt == 0 {
 		s.rtt = d
 	}
+	d = min(d, time.Second)
 	s.rtt += (d - s.rtt) / 4
 }
 
@@ -122,7 +123,8 @@ func (s *Stream) again(tries int) time.Duration {
 	if s.rtt == 0 {
 		return nackEvery
 	}
-	return min(max(s.rtt+s.rtt/4+10*time.Millisecond, nackSoon)<<max(tries-nackSoons, 0), nackEvery)
+	once := max(s.rtt+s.rtt/4+10*time.Millisecond, nackSoon)
+	return max(once, min(once<<max(tries-nackSoons, 0), nackEvery))
 }
 
 // Missing appends the sequence numbers that are to be asked for now: each at once, then when an answer should have come,
