@@ -11,6 +11,7 @@ import (
 	"math/big"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"slices"
 	"strconv"
@@ -109,6 +110,9 @@ func runDev(ctx context.Context, o devOptions, out io.Writer) error {
 		defer os.Remove(o.readyFile)
 	}
 	fmt.Fprintf(out, "open in two browser tabs: %s/%s\n", d.url(), roomName())
+	if !slices.ContainsFunc(d.bridges[0].MediaAddrs(), func(a netip.AddrPort) bool { return !a.Addr().IsLoopback() }) {
+		fmt.Fprintln(out, "media is on the loopback only, which Firefox does not use: leave --media out, or give an address of this machine's network")
+	}
 	return d.run(ctx)
 }
 
