@@ -36,6 +36,7 @@ type face struct {
 	Port           uint16 // of control; media's is one more
 	Cert, Key, CA  string
 	WireGuard      []byte
+	Every          time.Duration // between its probes
 
 	Server struct {
 		Control, Media netip.Addr
@@ -58,7 +59,7 @@ func (c *cluster) crowd(server *node, n int) (start func()) {
 	for i := range n {
 		key, secret := x25519(c.t), x25519(c.t)
 		f := face{Control: netip.AddrFrom4([4]byte{10, 99, 1, byte(i)}), Media: netip.AddrFrom4([4]byte{10, 98, 1, byte(i)}),
-			Port: uint16(20000 + 2*i), WireGuard: secret.Bytes(), CA: string(ca)}
+			Port: uint16(20000 + 2*i), Every: 5 * time.Second * time.Duration(max(25, n)) / 25, WireGuard: secret.Bytes(), CA: string(ca)}
 		crt, err := c.authority.certify(fmt.Sprintf("face-%d", i), netip.PrefixFrom(f.Control, 16), []string{"bridge"}, key.PublicKey().Bytes(), time.Hour).MarshalPEM()
 		check(c.t, err)
 		f.Cert, f.Key = string(crt), string(cert.MarshalPrivateKeyToPEM(cert.Curve_CURVE25519, key.Bytes()))
@@ -138,7 +139,7 @@ firewall: {outbound: [{port: any, proto: any, host: any}], inbound: [{port: any,
 			}
 		}
 	}()
-	go ask(w, f.Control, f.Server.Control)
+	go ask(w, f.Control, f.Server.Control, f.Every)
 	return nil
 }
 
@@ -153,7 +154,7 @@ func (f *face) media() error {
 		hex.EncodeToString(key.Bytes()), f.Port+1, hex.EncodeToString(f.Server.WireGuard), f.Server.At, f.Server.Media)); err != nil {
 		return err
 	}
-	go ask(t, f.Media, f.Server.Media)
+	go ask(t, f.Media, f.Server.Media, f.Every)
 	return d.Up()
 }
 
@@ -190,8 +191,8 @@ func (t *faceTUN) Events() <-chan tun.Event { return t.events }
 func (t *faceTUN) Close() error             { return nil }
 func (t *faceTUN) BatchSize() int           { return 1 }
 
-// ask probes as every overlay process does: each 5 s, every other time with the full size as well.
-func ask(w any, from, to netip.Addr) {
+// ask probes as every overlay process does, every other time with the full size as well.
+func ask(w any, from, to netip.Addr, every time.Duration) {
 	send := func(p []byte) {
 		if t, ok := w.(*faceTUN); ok {
 			t.send(p)
@@ -199,13 +200,13 @@ func ask(w any, from, to netip.Addr) {
 			_, _ = w.(io.Writer).Write(p)
 		}
 	}
-	time.Sleep(time.Duration(from.As4()[3]) * 20 * time.Millisecond) // not all at once
+	time.Sleep(time.Duration(from.As4()[3]) * every / 100) // not all at once
 	for id := uint64(1); ; id++ {
 		send(packet(from, to, 1, id, 76))
 		if id%2 == 0 {
 			send(packet(from, to, 1, id, 1300-28))
 		}
-		time.Sleep(5 * time.Second)
+		time.Sleep(every)
 	}
 }
 

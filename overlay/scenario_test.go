@@ -347,6 +347,12 @@ func TestStranger(t *testing.T) {
 	z.wg = x25519(t)
 	c.start()
 	c.connected(20*time.Second, server, a)
+	eventually(t, 20*time.Second, func() error { // its own ends of both planes are there
+		if s := z.status(); !s.Planes[overlay.Control].Up || !s.Planes[overlay.Media].Up {
+			return fmt.Errorf("%+v", s)
+		}
+		return nil
+	})
 	capture := z.link.Capture(netlab.CaptureConfig{})
 	knocks := []*flow{c.send(z, a, overlay.Control, 50), c.send(z, a, overlay.Media, 50)}
 	eventually(t, 20*time.Second, func() error { // long enough for many handshakes
