@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -663,10 +664,52 @@ func (c *core) deliver(at int) (next int) {
 			c.current = p.room
 			p.receive(b, c.now)
 		default:
-			c.handOver(p, b)
+			c.handOver(p.core, p, b)
 		}
 	}
 	return c.batch.N
+}
+
+// stray finds out whether media from an unknown address is of a peer whose address has changed (a NAT that gave it another
+// port), by its SSRC. Only what authenticates counts, and only so many are tried.
+func (c *core) stray(b *packet.Buf) {
+	if b.Data[0]>>6 != 2 || len(b.Data) < 12 {
+		c.Unrouted++
+		return
+	}
+	if !c.limiter.allow(b.Path, c.now) {
+		c.Limited++
+		return
+	}
+	if c.adopt(b) {
+		return
+	}
+	c.Unrouted++
+	for _, other := range c.m.cores {
+		if other != c {
+			c.handOver(other, nil, b)
+		}
+	}
+}
+
+// adopt gives a stray packet to its peer, if that is on this core.
+func (c *core) adopt(b *packet.Buf) bool {
+	ssrc := binary.BigEndian.Uint32(b.Data[8:])
+	if pt := b.Data[1] & 0x7f; pt >= 64 && pt < 96 { // RTCP
+		ssrc = binary.BigEndian.Uint32(b.Data[4:])
+	}
+	for p := range c.peers {
+		if p.t.Sends(ssrc) {
+			c.current = p.room
+			p.receive(b, c.now)
+			if p.t.Knows(b.Path) {
+				p.routed(b.Path, false)
+				p.tick(c.now)
+			}
+			return true
+		}
+	}
+	return false
 }
 
 // route finds whom b is for, or counts why nobody gets it.
@@ -692,7 +735,7 @@ func (c *core) route(b *packet.Buf) *peer {
 	}
 	p := c.m.routes.path(b.Path)
 	if p == nil {
-		c.Unrouted++
+		c.stray(b)
 		return nil
 	}
 	c.lastPath, c.lastPeer = b.Path, p
@@ -710,9 +753,9 @@ func (c *core) alive(b *packet.Buf) {
 	c.UnknownSTUN++
 }
 
-// handOver copies b into the ring of p's core. A full ring drops the newest: that core is late already.
-func (c *core) handOver(p *peer, b *packet.Buf) {
-	to := p.core
+// handOver copies b into the ring of another core; with p nil nobody knows whose it is. A full ring drops the newest: that
+// core is late already.
+func (c *core) handOver(to *core, p *peer, b *packet.Buf) {
 	r := to.rings[c.index].Load()
 	if r == nil {
 		r = new(ring)
@@ -758,6 +801,10 @@ func (c *core) deliverRing(r *ring, at, n int) (next int) {
 	}()
 	for c.at = at; c.at < n; c.at++ {
 		s := r.peek(c.at)
+		if s.peer == nil {
+			c.adopt(&s.buf)
+			continue
+		}
 		c.current = s.peer.room
 		s.peer.receive(&s.buf, c.now)
 	}

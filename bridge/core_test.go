@@ -604,14 +604,14 @@ func TestCoreAllocations(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("one core only")
 	}
-	c.handOver(p, b)
+	c.handOver(p.core, p, b)
 	n := testing.AllocsPerRun(1000, func() {
 		c.lastPeer = nil
 		q := c.route(b)
 		if q != p {
 			t.Fatal("no route")
 		}
-		c.handOver(q, b)
+		c.handOver(q.core, q, b)
 		m.cores[1].rings[0].Load().advance(1)
 	})
 	if n != 0 {

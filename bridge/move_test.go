@@ -90,7 +90,7 @@ type session struct {
 }
 
 func newCall(t *testing.T, describe func(*media, description) description) *session {
-	m := startMedia(t, 1, mediaConfig{})
+	m := startMedia(t, 2, mediaConfig{})
 	room := new(echo)
 	core := m.leastLoaded()
 	core.attach(room)
@@ -219,7 +219,11 @@ func TestFollowsClient(t *testing.T) {
 	c.flowing(t, "echo", 10)
 	before := c.path(t)
 	n.rebind(t)
-	t.Log("gap of", c.flowing(t, "echo after the move", 20)) // until its next check, every 2 s
+	gap := c.flowing(t, "echo after the move", 20)
+	t.Log("gap of", gap)
+	if gap > 1500*time.Millisecond { // its own next check is after 2 s
+		t.Error("it was not followed by its media")
+	}
 	if after := c.path(t); after == before {
 		t.Errorf("still at %v", after)
 	}

@@ -341,7 +341,7 @@ func (a *Agent) pair(path packet.Path, gen int, priority uint32) *pair {
 }
 
 // Heard tells that an authenticated SRTP packet came from path at now. It is cheap enough for every batch.
-// It reports whether the selected pair changed because of it.
+// It reports whether the selected pair changed because of it, or the path is new and a check of it is in Output.
 func (a *Agent) Heard(now time.Time, path packet.Path) bool {
 	if s := a.selected; s != nil && s.path == path {
 		s.media, s.heard = now, now
@@ -352,6 +352,13 @@ func (a *Agent) Heard(now time.Time, path packet.Path) bool {
 			p.media, p.heard = now, now
 			return a.follow(now, p)
 		}
+	}
+	if s := a.selected; s != nil && s.gen == a.cur.number {
+		// Nobody else can have written it, but anybody may have sent it on: the peer is there when it answers.
+		p := a.pair(path, s.gen, s.priority)
+		p.media, p.heard = now, now
+		a.begin(now, p)
+		return true
 	}
 	return false
 }

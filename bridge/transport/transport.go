@@ -217,6 +217,9 @@ func (t *Transport) ICE() ice.Counters { return t.agent.Counters }
 // Path is where packets go; false before there is one.
 func (t *Transport) Path() (packet.Path, bool) { return t.path, t.routed }
 
+// Knows reports whether the peer has authenticated from a path.
+func (t *Transport) Knows(p packet.Path) bool { return t.agent.Knows(p) }
+
 // Paths calls f for each path from which the peer has authenticated.
 func (t *Transport) Paths(f func(packet.Path)) { t.agent.Paths(f) }
 
@@ -398,6 +401,11 @@ func (t *Transport) Receive(b *packet.Buf, now time.Time) Kind {
 		t.settle(now)
 	}
 	return kind
+}
+
+// Sends reports whether the peer has sent authenticated packets of an SSRC.
+func (t *Transport) Sends(ssrc uint32) bool {
+	return t.opener != nil && (t.opener.ssrcs.m[ssrc] != nil || t.opener.reports.m[ssrc] != nil)
 }
 
 // maxEarly bounds the packets that are kept for want of keys: a key frame, and the sound that comes with it.
