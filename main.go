@@ -39,7 +39,7 @@ func command() *cobra.Command {
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	root.AddCommand(devCommand(), runCommand(), roomCommand())
+	root.AddCommand(devCommand(), runCommand(), roomCommand(), probeCommand())
 	root.AddCommand(agent.Commands(version())...)
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return fmt.Errorf("%w; %s --help lists the flags", err, c.CommandPath())

@@ -28,6 +28,9 @@ const maxAnswer = 1 << 20
 
 // A Room is one conference on a bridge, driven over its private HTTP as a focus would.
 type Room struct {
+	// NoChannel leaves the bridge channel out: sound comes without one.
+	NoChannel bool
+
 	e       *Engine
 	url     string // of the conferences
 	meeting string
@@ -69,6 +72,9 @@ func (r *Room) join(ctx context.Context, p *Participant, id string, what Publish
 		Transport:    &colibri.Transport{ICEControlling: true},
 		Capabilities: []string{colibri.SourceNames, colibri.SSRCRewriting},
 	}
+	if r.NoChannel { // nobody could tell it what is rewritten
+		endpoint.Capabilities = []string{colibri.SourceNames}
+	}
 	answer, err := r.modify(ctx, !r.created, endpoint)
 	if r.created && err != nil && strings.Contains(err.Error(), "conference_not_found") { // all had left
 		answer, err = r.modify(ctx, true, endpoint)
@@ -109,6 +115,9 @@ func (r *Room) join(ctx context.Context, p *Participant, id string, what Publish
 	r.e.receiving.Unlock()
 	if err := p.connect(ctx, remote, theirs.Ufrag, theirs.Pwd, print); err != nil {
 		return err
+	}
+	if r.NoChannel {
+		return nil
 	}
 	if len(theirs.WebSockets) == 0 {
 		return fmt.Errorf("%w: no WebSocket is offered", ErrBridge)
