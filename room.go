@@ -17,7 +17,7 @@ func roomCommand() *cobra.Command {
 		Use:   "room",
 		Short: "Look into a room",
 	}
-	c.AddCommand(roomTraceCommand())
+	c.AddCommand(roomTraceCommand(), roomPinCommand(), roomListCommand())
 	return c
 }
 

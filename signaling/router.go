@@ -3,6 +3,7 @@ package signaling
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"runtime"
 	"strings"
@@ -52,6 +53,19 @@ func (n names) room(raw, tenant string) jid.JID {
 		return jid.JID{}
 	}
 	return room
+}
+
+// Address returns the address of the room that a link calls ROOM or TENANT/ROOM, in a cluster's domain.
+func Address(domain, link string) (jid.JID, error) {
+	tenant, name, ok := strings.Cut(link, "/")
+	if !ok {
+		tenant, name = "", link
+	}
+	room := newNames(domain).room(name, tenant)
+	if room.IsZero() {
+		return room, fmt.Errorf("%q is no room: want ROOM or TENANT/ROOM, as in its link", link)
+	}
+	return room, nil
 }
 
 // A router takes what sessions send to where it belongs. It is the session.Handler of a shard.

@@ -5,12 +5,15 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
 
 	"github.com/hashicorp/consul/api"
+
+	"plenum/wire/jid"
 )
 
 // Where Consul keeps rooms and pins.
@@ -183,7 +186,7 @@ func (s *store) Locked(ctx context.Context, session string) (map[string]Record, 
 	return ours, nil
 }
 
-// Pin makes a room go to a shard when it opens next; an empty name takes that back. Pins lists them.
+// Pin is Ledger.Pin for a room's key.
 func (s *store) Pin(ctx context.Context, room, shard string) error {
 	if shard == "" {
 		_, err := s.agent.KV().Delete(pinsPrefix+room, write(ctx))
@@ -198,4 +201,74 @@ func txnError(answer *api.TxnResponse) error {
 		return errors.New("consul: transaction refused")
 	}
 	return errors.New("consul: " + answer.Errors[0].What)
+}
+
+// A Ledger is what operators see and change of ownership in Consul, without being a shard.
+type Ledger struct {
+	store *store
+	key   []byte
+}
+
+// OpenLedger reaches Consul by an agent's URL; key is the cluster's.
+func OpenLedger(agent string, key []byte) (*Ledger, error) {
+	s, err := newStore(ConsulConfig{Agent: agent})
+	if err != nil {
+		return nil, err
+	}
+	return &Ledger{s, key}, nil
+}
+
+// Entry returns what Consul says about a room.
+func (l *Ledger) Entry(ctx context.Context, room jid.JID) (Entry, error) {
+	return l.store.Read(ctx, Key(l.key, room))
+}
+
+// Pin makes a room open on a shard the next time that nobody has it; an empty shard takes that back.
+func (l *Ledger) Pin(ctx context.Context, room jid.JID, shard string) error {
+	return l.store.Pin(ctx, Key(l.key, room), shard)
+}
+
+// An Owned room is one that a shard has. Consul does not know its name.
+type Owned struct {
+	Key   string `json:"room"` // Key of its address
+	Shard string `json:"shard,omitempty"`
+	Held  bool   `json:"held"` // by a session; otherwise it waits for its next owner
+	Pin   string `json:"pin,omitempty"`
+	Token uint64 `json:"token,omitempty"`
+}
+
+// Rooms lists all rooms and pins, by key.
+func (l *Ledger) Rooms(ctx context.Context) ([]Owned, error) {
+	by := map[string]*Owned{}
+	at := func(key string) *Owned {
+		if by[key] == nil {
+			by[key] = &Owned{Key: key}
+		}
+		return by[key]
+	}
+	for _, prefix := range []string{roomsPrefix, pinsPrefix} {
+		all, _, err := l.store.agent.KV().List(prefix, query(ctx))
+		if err != nil {
+			return nil, err
+		}
+		for _, kv := range all {
+			o := at(strings.TrimPrefix(kv.Key, prefix))
+			if prefix == pinsPrefix {
+				o.Pin = string(kv.Value)
+				continue
+			}
+			var r Record
+			if json.Unmarshal(kv.Value, &r) == nil {
+				o.Shard = r.Name
+			}
+			o.Held, o.Token = kv.Session != "", kv.ModifyIndex
+		}
+	}
+	return slices.SortedFunc(func(yield func(Owned) bool) {
+		for _, o := range by {
+			if !yield(*o) {
+				return
+			}
+		}
+	}, func(a, b Owned) int { return strings.Compare(a.Key, b.Key) }), nil
 }
