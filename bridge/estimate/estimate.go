@@ -248,6 +248,9 @@ func (e *Estimator) learned(at micros) {
 	elapsed := at - e.at
 	e.at = at
 	over := e.delay.over
+	if e.arrived.over(200_000) > 0.85*e.bitrate {
+		e.delay.ours = true // the path is full, perhaps of ours
+	}
 	e.regret()
 	if over && (e.history.reported > e.cutNext || e.soft && e.delay.queue >= bigQueue) {
 		e.cut(at)
