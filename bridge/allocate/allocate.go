@@ -47,8 +47,9 @@ type Result struct {
 	Ideal     int64      // of the best one that Effective allows
 }
 
-// scratch is the working memory of Allocate.
-type scratch struct {
+// An Allocator is working memory, kept from call to call and shared by all receivers of one goroutine. The zero value is
+// ready to use.
+type Allocator struct {
 	order  []int // into sources
 	states []state
 	layers []candidate // of all sources, one after the other
@@ -71,7 +72,7 @@ const (
 type state struct {
 	source     int
 	effective  Constraint
-	first, end int // candidates in scratch.layers
+	first, end int // candidates in Allocator.layers
 	preferred  int // among the candidates; -1: none
 	oversend   int // the candidate that may exceed the budget; -1: none
 	target     int // chosen candidate; -1: none
@@ -80,9 +81,8 @@ type state struct {
 
 // Allocate appends one result for each source to dst, in order of importance: on stage, selected, then in
 // the given order, which is that of speech; disabled sources last. Bandwidth is in bits per second,
-// math.MaxInt64 for no limit. It allocates nothing once s and dst have grown.
-func Allocate(dst []Result, s *Settings, sources []Source, bandwidth int64) []Result {
-	w := &s.scratch
+// math.MaxInt64 for no limit. It allocates nothing once w and dst have grown.
+func (w *Allocator) Allocate(dst []Result, s *Settings, sources []Source, bandwidth int64) []Result {
 	w.order = prioritize(w.order[:0], s, sources)
 	w.states, w.layers = w.states[:0], w.layers[:0]
 	wanted, limit := 0, s.limit()
@@ -156,7 +156,7 @@ func prioritize(dst []int, s *Settings, sources []Source) []int {
 }
 
 // candidates collects the layers of src that may be chosen, in rising quality.
-func (w *scratch) candidates(st *state, src *Source) {
+func (w *Allocator) candidates(st *state, src *Source) {
 	st.first = len(w.layers)
 	// A source that was just signalled has no active layer: take all, so that it starts with its first packet.
 	inactive := !slices.ContainsFunc(src.Layers, func(l Layer) bool { return l.Bitrate > 0 })
@@ -188,7 +188,7 @@ func (w *scratch) candidates(st *state, src *Source) {
 	}
 }
 
-func (w *scratch) camera(st *state, src *Source, usable func(Layer) bool) {
+func (w *Allocator) camera(st *state, src *Source, usable func(Layer) bool) {
 	lowest, fastest := math.MaxInt, 0.0
 	for _, l := range src.Layers {
 		lowest, fastest = min(lowest, l.Height), max(fastest, l.FPS)
@@ -208,7 +208,7 @@ func (w *scratch) camera(st *state, src *Source, usable func(Layer) bool) {
 	}
 }
 
-func (w *scratch) desktop(st *state, src *Source, usable func(Layer) bool) {
+func (w *Allocator) desktop(st *state, src *Source, usable func(Layer) bool) {
 	lowest := math.MaxInt
 	for _, l := range src.Layers {
 		if usable(l) {
@@ -238,7 +238,7 @@ func (w *scratch) desktop(st *state, src *Source, usable func(Layer) bool) {
 }
 
 // show gives st its lowest layer, and returns what that costs. The first source on stage may exceed the budget a little.
-func (w *scratch) show(st *state, remaining int64, first bool) int64 {
+func (w *Allocator) show(st *state, remaining int64, first bool) int64 {
 	layers := w.layers[st.first:st.end]
 	if len(layers) == 0 {
 		return 0
@@ -255,7 +255,7 @@ func (w *scratch) show(st *state, remaining int64, first bool) int64 {
 }
 
 // improve moves st up as far as one round allows, and returns what that costs in bits per second.
-func (w *scratch) improve(st *state, remaining int64, first bool) int64 {
+func (w *Allocator) improve(st *state, remaining int64, first bool) int64 {
 	layers := w.layers[st.first:st.end]
 	if len(layers) == 0 {
 		return 0

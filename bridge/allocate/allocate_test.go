@@ -42,6 +42,8 @@ func height(h int) *Constraint { return &Constraint{MaxHeight: h} }
 
 const inf = math.MaxInt64
 
+var w Allocator
+
 // show writes results as "name:layer", in order; layer "-" when there is none and "x" when none is wanted.
 func show(rs []Result) (out []string) {
 	for _, r := range rs {
@@ -135,7 +137,7 @@ func TestAllocate(t *testing.T) {
 			for _, r := range tc.requests {
 				s.Apply(r)
 			}
-			if got := show(Allocate(nil, &s, tc.sources, tc.bandwidth)); !slices.Equal(got, tc.want) {
+			if got := show(w.Allocate(nil, &s, tc.sources, tc.bandwidth)); !slices.Equal(got, tc.want) {
 				t.Errorf("got %v, want %v", got, tc.want)
 			}
 		})
@@ -158,7 +160,7 @@ func TestHeights(t *testing.T) {
 			src := simulcast("a", rates...)
 			var s Settings
 			s.Apply(Request{Default: height(limit)})
-			r := Allocate(nil, &s, []Source{src}, inf)[0]
+			r := w.Allocate(nil, &s, []Source{src}, inf)[0]
 			if got := src.Layers[r.Layer].Height; got != want {
 				t.Errorf("limit %d, %d encodings: height %d, want %d", limit, active, got, want)
 			}
@@ -173,14 +175,14 @@ func TestInitialLastN(t *testing.T) {
 	var s Settings
 	s.SetLastN(1)
 	sources := []Source{camera("a"), camera("b")}
-	if got := show(Allocate(nil, &s, sources, inf)); !slices.Equal(got, []string{"a:x", "b:x"}) {
+	if got := show(w.Allocate(nil, &s, sources, inf)); !slices.Equal(got, []string{"a:x", "b:x"}) {
 		t.Errorf("before the first request: %v", got)
 	}
 	if s.Started() {
 		t.Error("lastN alone counts as a request")
 	}
 	s.Apply(Request{})
-	if got := show(Allocate(nil, &s, sources, inf)); !slices.Equal(got, []string{"a:2", "b:x"}) {
+	if got := show(w.Allocate(nil, &s, sources, inf)); !slices.Equal(got, []string{"a:2", "b:x"}) {
 		t.Errorf("after it: %v", got)
 	}
 }
@@ -193,7 +195,7 @@ func TestMaxForwarded(t *testing.T) {
 	var s Settings
 	s.Apply(Request{LastN: ptr(-1)})
 	wanted := 0
-	for _, r := range Allocate(nil, &s, sources, inf) {
+	for _, r := range w.Allocate(nil, &s, sources, inf) {
 		if r.Wanted {
 			wanted++
 		}
@@ -224,7 +226,7 @@ func TestProperties(t *testing.T) {
 			SelectedSources: ptr(names.Draw(t, "selected")), OnStageSources: ptr(names.Draw(t, "stage")),
 		})
 		budget := rapid.Int64Range(0, 10_000_000).Draw(t, "budget")
-		got := Allocate(nil, &s, sources, budget)
+		got := w.Allocate(nil, &s, sources, budget)
 		if len(got) != len(sources) {
 			t.Fatalf("%d results for %d sources", len(got), len(sources))
 		}
@@ -262,8 +264,8 @@ func TestAllocateDoesNotAllocate(t *testing.T) {
 	}
 	var s Settings
 	s.Apply(Request{LastN: ptr(20), OnStageSources: ptr([]string{"50"}), Default: height(720)})
-	dst := Allocate(nil, &s, sources, 5_000_000)
-	if n := testing.AllocsPerRun(100, func() { dst = Allocate(dst[:0], &s, sources, 5_000_000) }); n != 0 {
+	dst := w.Allocate(nil, &s, sources, 5_000_000)
+	if n := testing.AllocsPerRun(100, func() { dst = w.Allocate(dst[:0], &s, sources, 5_000_000) }); n != 0 {
 		t.Errorf("%v allocations", n)
 	}
 }
@@ -277,6 +279,6 @@ func BenchmarkAllocate100(b *testing.B) {
 	s.Apply(Request{LastN: ptr(20), OnStageSources: ptr([]string{"50"}), Default: height(720)})
 	var dst []Result
 	for b.Loop() {
-		dst = Allocate(dst[:0], &s, sources, 5_000_000)
+		dst = w.Allocate(dst[:0], &s, sources, 5_000_000)
 	}
 }

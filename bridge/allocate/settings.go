@@ -36,8 +36,6 @@ type Settings struct {
 	selected, onStage []string
 	fallback          Constraint // for sources without one of their own
 	constraints       map[string]Constraint
-
-	scratch scratch // of Allocate, kept for the next call
 }
 
 // Apply changes what r names. It keeps r's slices and map.

@@ -127,6 +127,9 @@ type scratch struct {
 	mappings   []Mapping
 	names      []string
 	sources    []allocate.Source
+	choices    []allocate.Source // of one receiver
+	allocator  allocate.Allocator
+	results    []allocate.Result
 	previous   []EndpointID
 	reports    []packet.Report
 

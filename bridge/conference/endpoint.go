@@ -50,10 +50,8 @@ type Endpoint struct {
 	slots      [2][]*output     // by Kind: those in use or to be used again
 	mids       [2]int           // by Kind: mids given out
 	gets       map[*source]*output
-	wants      map[*source]int   // effective max heights other than 0
-	forwarded  []string          // as last told
-	results    []allocate.Result // scratch of allocation
-	choices    []allocate.Source // likewise
+	wants      map[*source]int // effective max heights other than 0
+	forwarded  []string        // as last told
 	down       downlink
 	rtxBudget  int
 	rtxFilled  time.Time

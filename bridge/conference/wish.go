@@ -115,13 +115,13 @@ func (c *Conference) allocate(receivers []*Endpoint, now time.Time) {
 // allocate decides what one receiver gets.
 func (e *Endpoint) allocate(all []allocate.Source, now time.Time) {
 	c := e.c
-	mine := e.choices[:0]
+	mine := c.scratch.choices[:0]
 	for _, s := range all {
 		if s.Owner != string(e.id) {
 			mine = append(mine, s)
 		}
 	}
-	e.choices = mine
+	c.scratch.choices = mine
 	d := &e.down
 	if d.est == nil || !d.est.Known() {
 		d.limit = e.budget(now)
@@ -130,9 +130,10 @@ func (e *Endpoint) allocate(all []allocate.Source, now time.Time) {
 	for i := range mine {
 		mine[i].Current = 1 + e.layer(c.sources[mine[i].Name])
 	}
-	e.results = allocate.Allocate(e.results[:0], &e.settings, mine, limit)
+	results := c.scratch.allocator.Allocate(c.scratch.results[:0], &e.settings, mine, limit)
+	c.scratch.results = results
 	d.used, d.taken, d.ideal = limit, 0, 0
-	for _, r := range e.results {
+	for _, r := range results {
 		d.taken += r.Bitrate
 		d.ideal += r.Ideal
 	}
@@ -140,7 +141,7 @@ func (e *Endpoint) allocate(all []allocate.Source, now time.Time) {
 		d.est.Want(d.ideal + d.ideal/8 + d.beside.BPS(now))
 	}
 	c.round++
-	for _, r := range e.results {
+	for _, r := range results {
 		if r.Wanted {
 			src := c.sources[r.Name]
 			src.round = c.round
@@ -159,7 +160,7 @@ func (e *Endpoint) allocate(all []allocate.Source, now time.Time) {
 		}
 	}
 	names, maps := c.scratch.names[:0], c.scratch.mappings[:0]
-	for _, r := range e.results {
+	for _, r := range results {
 		if !r.Wanted || !e.channel && e.caps.Rewriting {
 			continue
 		}
@@ -202,7 +203,7 @@ func (e *Endpoint) allocate(all []allocate.Source, now time.Time) {
 		names = append(names, src.name)
 	}
 	if e.channel && e.caps.Rewriting { // free slots are given out ahead of time
-		for _, r := range e.results {
+		for _, r := range results {
 			if len(e.slots[Video]) >= c.cfg.VideoSlots {
 				break
 			}

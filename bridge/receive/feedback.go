@@ -21,9 +21,9 @@ const (
 type Feedback struct {
 	base     time.Time
 	unwrap   packet.Unwrapper
-	arrivals [feedbackWindow]int64 // ticks since base plus 1, by sequence number; 0 did not come
-	first    int64                 // the first that is not reported
-	end      int64                 // one past the highest
+	arrivals []int64 // ticks since base plus 1, by sequence number; 0 did not come; nil before the first packet
+	first    int64   // the first that is not reported
+	end      int64   // one past the highest
 	media    uint32
 	sent     time.Time
 	count    uint8
@@ -41,6 +41,7 @@ func (f *Feedback) Arrive(seq uint16, ssrc uint32, marker bool, now time.Time) {
 	switch {
 	case f.end == 0:
 		f.first, f.end = n, n
+		f.arrivals = make([]int64, feedbackWindow) // those who only receive need none
 	case n <= f.end-feedbackWindow:
 		return
 	case n < f.first:
