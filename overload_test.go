@@ -203,7 +203,7 @@ func TestLoudRoom(t *testing.T) {
 	if most := 1_000_000 + 50_000*(took.Seconds()+1) + people*people; made > most {
 		t.Errorf("%.0f deliveries, a room may have %.0f", made, most)
 	}
-	if loud[20] > time.Second { // of p95 a busy machine makes what it likes
+	if fullLength() && loud[20] > time.Second { // two hundred clients on the same processors: only where nothing else runs
 		t.Errorf("join p50 is %v", loud[20])
 	}
 }
