@@ -753,7 +753,7 @@ func (e *engine) follow(q *peer, key [32]byte, now time.Time) {
 	} else {
 		e.switched[q.host] = key
 	}
-	e.log.Info("peer changed its key", "peer", q.host)
+	e.log.Info("peer changed its key", "peer", q.host, "key", base64.StdEncoding.EncodeToString(key[:]))
 	for _, name := range Planes {
 		if p := e.planes[name]; p.up && p.cfg.Backend == "wireguard" {
 			e.problem(string(name), e.setPeers(p, now))

@@ -53,7 +53,7 @@ func (g *gate) hold(n int) {
 
 const (
 	// queue is the length of the device's queue in the kernel, packets.
-	queue = 2000
+	queue = 4000
 	// patience is how long packets wait for a handshake at most.
 	patience = time.Second
 	// again is when a handshake that was begun here and has no answer is begun anew; WireGuard waits for 5 s.
@@ -69,7 +69,10 @@ func (p *process) hold(peers []wgtypes.PeerConfig, now time.Time) {
 	}
 	p.gate.hold(+1)
 	p.group.Go(func() {
-		defer p.gate.hold(-1)
+		defer func() {
+			p.gate.hold(-1)
+			p.log.Info("packets waited for a change of keys", "peers", len(peers), "for", time.Since(now))
+		}()
 		tick := time.NewTicker(poll)
 		defer tick.Stop()
 		for tried := now; time.Since(now) < patience; {

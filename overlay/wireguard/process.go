@@ -25,6 +25,7 @@ import (
 type process struct {
 	d     *device.Device
 	gate  *gate
+	log   *slog.Logger
 	group sync.WaitGroup
 }
 
@@ -45,7 +46,7 @@ func openProcess(name string, mtu int, log *slog.Logger) (driver, error) {
 		d.Close()
 		return nil, err
 	}
-	return &process{d: d, gate: g}, nil
+	return &process{d: d, gate: g, log: log}, nil
 }
 
 func (p *process) close() error {
