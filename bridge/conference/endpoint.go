@@ -55,6 +55,8 @@ type Endpoint struct {
 	down       downlink
 	rtxBudget  int
 	rtxFilled  time.Time
+	repairRoom float64 // bytes
+	repairedAt time.Time
 	rtcpBudget int
 	rtcpFilled time.Time
 	packetsOut uint64

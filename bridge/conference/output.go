@@ -325,6 +325,27 @@ func (e *Endpoint) repairPause() time.Duration {
 	return min(max(e.down.est.RTT()/2, minRepairPause), maxRepairPause)
 }
 
+// mayRepair reports whether n bytes may be retransmitted: repairing what a full queue has dropped must not keep it full.
+func (e *Endpoint) mayRepair(n int, now time.Time) bool {
+	est := e.down.est
+	if est == nil || !est.Known() {
+		return true
+	}
+	rate := float64(est.Bitrate()) / 8 * repairShare
+	e.repairRoom = min(e.repairRoom+rate*min(now.Sub(e.repairedAt), time.Second).Seconds(), max(rate/2, minRepairBurst))
+	e.repairedAt = now
+	if e.repairRoom < 0 {
+		return false
+	}
+	e.repairRoom -= float64(n)
+	return true
+}
+
+const (
+	repairShare    = 0.35   // of the estimate
+	minRepairBurst = 12_000 // bytes
+)
+
 const (
 	minRepairPause = 10 * time.Millisecond
 	maxRepairPause = 100 * time.Millisecond
@@ -346,6 +367,10 @@ func (o *output) resend(seq uint16, now time.Time) {
 	}
 	header, payload, tag := o.copyOf(seq)
 	if header == nil {
+		e.c.stats.RetransmitMissed++
+		return
+	}
+	if !e.mayRepair(len(header)+len(payload), now) {
 		e.c.stats.RetransmitMissed++
 		return
 	}
@@ -379,6 +404,9 @@ func (o *output) copyOf(seq uint16) (header, payload []byte, t tag) {
 	encoding, in, off, ok := o.stream.Source(seq)
 	if !ok {
 		return nil, nil, t
+	}
+	if current := o.stream.Current(); current >= 0 && current != encoding && e.down.est != nil && e.down.est.Congested() {
+		return nil, nil, t // what came before the key frame of another encoding can be done without
 	}
 	r, ok := src.encodings[encoding].history.Get(in)
 	if !ok {
