@@ -34,6 +34,7 @@ type shardOptions struct {
 	web                string
 	configJS           object
 	resumeKey          string
+	maxAudio, maxVideo int
 
 	hibernation time.Duration // for tests: how long a lost session is kept; 0 is the default
 }
@@ -42,6 +43,7 @@ var shardSettings = []setting{
 	{"http", "signaling", "http"}, {"xmpp", "signaling", "xmpp"}, {"domain", "signaling", "domain"}, {"tls", "signaling", "tls"},
 	{"account", "signaling", "account"}, {"web", "signaling", "web"}, {"config-js", "signaling", "config_js"},
 	{"resume-key", "signaling", "resume_key"},
+	{"max-audio-senders", "signaling", "max_audio_senders"}, {"max-video-senders", "signaling", "max_video_senders"},
 }
 
 func (o *shardOptions) flags(f *pflag.FlagSet) {
@@ -52,6 +54,8 @@ func (o *shardOptions) flags(f *pflag.FlagSet) {
 	f.StringArrayVar(&o.accounts, "account", nil, "`NAME:PASSWORD` that may log in over TCP; repeatable")
 	f.StringVar(&o.web, "web", "", "folder `DIR` with an unpacked build of Jitsi Meet's web application, to serve in place of the built-in client")
 	f.Var(&o.configJS, "config-js", "`OBJECT` laid over config.js, deeper values over deeper ones")
+	f.IntVar(&o.maxAudio, "max-audio-senders", 0, "how many in a room may send sound at a time; 0 is no limit")
+	f.IntVar(&o.maxVideo, "max-video-senders", 0, "how many pictures a room may have at a time; 0 is no limit")
 	f.StringVar(&o.resumeKey, "resume-key", "", "`SECRET` with which clients go on by themselves after a restart with the same one")
 }
 
@@ -69,6 +73,9 @@ func (o *shardOptions) check() error {
 		if _, err := os.Stat(filepath.Join(o.web, "index.html")); err != nil {
 			return fmt.Errorf("--web %s: there is no index.html; want the folder of an unpacked build of Jitsi Meet's web application", o.web)
 		}
+	}
+	if o.maxAudio < 0 || o.maxVideo < 0 {
+		return fmt.Errorf("--max-audio-senders %d, --max-video-senders %d: want numbers from 0, which is no limit", o.maxAudio, o.maxVideo)
 	}
 	return checkDomain(o.domain)
 }
@@ -88,6 +95,7 @@ func (o *shardOptions) room() (signaling.Config, error) {
 	}
 	c.Sessions.Hibernation = o.hibernation
 	c.Sessions.ResumeKey = []byte(o.resumeKey)
+	c.Focus.MaxAudioSenders, c.Focus.MaxVideoSenders = o.maxAudio, o.maxVideo
 	if o.tls {
 		certificate, err := selfSigned(time.Now())
 		if err != nil {
@@ -266,7 +274,7 @@ func runSignaling(ctx context.Context, p processOptions, o shardOptions, k clust
 			return err
 		}
 		config.Owner, config.Handover = owner, handover.New(handover.Config{Self: self, Owners: owner, Metrics: ops.registry, Log: log})
-		config.Sessions.Gate = owner.Alive
+		config.Sessions.Gate, config.Health = owner.Alive, owner.Health
 	}
 	shard, err := signaling.New(config)
 	if err != nil {
