@@ -338,9 +338,10 @@ func (l *lab) startNomad(http, rpc, serf int) {
 	type object = map[string]any
 	file := write(l.t, filepath.Join(l.dir, "nomad.json"), object{"region": "test", "datacenter": "muc", "name": "s1", "data_dir": filepath.Join(l.dir, "nomad"), "bind_addr": "127.0.0.1",
 		"advertise": object{"http": "127.0.0.1", "rpc": "127.0.0.1", "serf": "127.0.0.1"},
-		"ports": object{"http": http, "rpc": rpc, "serf": serf}, "acl": object{"enabled": true},
+		"ports":     object{"http": http, "rpc": rpc, "serf": serf}, "acl": object{"enabled": true},
 		"server": object{"enabled": true, "bootstrap_expect": 1, "raft_multiplier": 1, "client_introduction": object{"enforcement": "strict"}},
-		"consul": object{"address": l.consul, "token": l.answer.Nomad.ConsulToken, "client_auto_join": false, "server_auto_join": false}})
+		"consul": object{"address": l.consul, "token": l.answer.Nomad.ConsulToken, "client_auto_join": false, "server_auto_join": false,
+			"service_identity": object{"aud": []string{"consul.io"}, "ttl": "1h"}, "task_identity": object{"aud": []string{"consul.io"}, "ttl": "1h"}}})
 	l.run("nomad", func() *process { return start(l.t, l.dir, stack.Path(l.t, "nomad"), "agent", "-config", file) })
 }
 
