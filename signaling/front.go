@@ -116,6 +116,12 @@ func (s *Server) front(w http.ResponseWriter, r *http.Request) {
 			io.WriteString(w, "draining\n")
 			return
 		}
+		if s.cfg.Health != nil {
+			if err := s.cfg.Health(); err != nil {
+				http.Error(w, err.Error(), http.StatusServiceUnavailable)
+				return
+			}
+		}
 		io.WriteString(w, "OK\n")
 	case p == configFile:
 		h.Set("Access-Control-Allow-Origin", "*")

@@ -82,6 +82,8 @@ type Config struct {
 	Room muc.Config
 	// Owner says which rooms may open here. Default: all.
 	Owner rooms.Owner
+	// Health, if set, says why nobody new can be taken just now, for /about/health.
+	Health func() error
 	// Handover takes sockets and requests to the shard that owns their room; the shard closes it. nil: there is
 	// no other shard.
 	Handover *handover.Proxy

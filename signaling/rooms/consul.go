@@ -67,6 +67,7 @@ var (
 	// ErrNoSession says that Consul does not know a session.
 	ErrNoSession = errors.New("no such session")
 	errLocked    = errors.New("room is locked")
+	errTTL       = errors.New("consul takes no sessions that short")
 )
 
 const (
@@ -146,8 +147,8 @@ type holding struct {
 	since boottime // of the last change of open
 }
 
-// NewConsul opens a session, or takes over that of a predecessor, and returns when Consul has answered; a room
-// can be had from then on.
+// NewConsul opens a session, or takes over that of a predecessor, and returns when Consul has answered, which it waits
+// for as long as ctx lives; a room can be had from then on.
 func NewConsul(ctx context.Context, cfg ConsulConfig) (*Consul, error) {
 	if cfg.TTL <= 0 {
 		cfg.TTL = 5 * time.Second
@@ -183,11 +184,24 @@ func NewConsul(ctx context.Context, cfg ConsulConfig) (*Consul, error) {
 			return nil, err
 		}
 	}
-	if err := c.begin(ctx); err != nil {
+	for {
+		err := c.begin(ctx)
+		if err == nil {
+			return c, nil
+		}
+		wait := time.NewTimer(cfg.TTL / 5)
+		if !errors.Is(err, errTTL) {
+			cfg.Log.Warn("no session yet: trying again", "consul", cfg.Agent, "err", err)
+			select {
+			case <-wait.C:
+				continue
+			case <-ctx.Done():
+			}
+		}
+		wait.Stop()
 		c.state.close()
 		return nil, err
 	}
-	return c, nil
 }
 
 // begin adopts the saved session, or opens one.
@@ -297,6 +311,15 @@ func (c *Consul) power(h *holding) Power {
 		return None
 	}
 	return c.right.Load().power(h.life, h.session.Load(), c.cfg.now())
+}
+
+// Health returns an error while this shard can take nobody new.
+func (c *Consul) Health() error {
+	r, now := c.right.Load(), c.cfg.now()
+	if r.power(r.life, r.session, now) == Serve {
+		return nil
+	}
+	return ErrIsolated
 }
 
 // Alive returns a number that changes when all that this shard promised is void, and 0 while it may say nothing.

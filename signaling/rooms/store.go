@@ -69,7 +69,7 @@ func (s *store) Open(ctx context.Context, name string, ttl time.Duration) (strin
 		Name: "plenum shard " + name, TTL: ttl.String(), LockDelay: lockDelay, Behavior: api.SessionBehaviorRelease,
 	}, write(ctx))
 	if err != nil && strings.Contains(err.Error(), "Session TTL") {
-		return "", fmt.Errorf("consul takes no sessions of %v: set session_ttl_min = \"5s\" on its servers, or --lease 10s here: %w", ttl, err)
+		return "", fmt.Errorf("%w as %v: set session_ttl_min = \"5s\" on its servers, or --lease 10s here: %w", errTTL, ttl, err)
 	}
 	return id, err
 }
