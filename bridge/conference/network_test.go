@@ -420,23 +420,28 @@ func TestNetworks(t *testing.T) {
 	}
 }
 
-// TestNarrowing is ladder step 26 with all that belongs to it: 3, then 0.6, then 3 Mbit/s.
+// TestNarrowing is ladder step 26 with all that belongs to it: 3, then 0.6, then 3 Mbit/s, with a long queue and with a
+// short one, which drops what does not fit.
 func TestNarrowing(t *testing.T) {
-	r, cam, v := opened(t, pipe{bps: 3e6, queue: 2 * time.Second, delay: 25 * time.Millisecond})
-	r.play(10*time.Second, cam, v)
-	if l := v.look(t, "3", 10*time.Second); l.height != 720 {
-		t.Error("not in full size")
-	}
-	v.down.bps = 600e3
-	r.play(3*time.Second, cam, v)
-	v.look(t, "0.6", 3*time.Second)
-	r.play(10*time.Second, cam, v)
-	if l := v.look(t, "0.6", 10*time.Second); l.wait > 200*time.Millisecond || l.height == 720 || l.frames < 200 || l.lostAudio > 0 {
-		t.Error("after three seconds it has not settled")
-	}
-	v.down.bps = 3e6
-	r.play(20*time.Second, cam, v)
-	if l := v.look(t, "3", 20*time.Second); l.height != 720 || l.freezes > 0 {
-		t.Error("not in full size after twenty seconds")
+	for _, queue := range []time.Duration{2 * time.Second, 200 * time.Millisecond} {
+		r, cam, v := opened(t, pipe{bps: 3e6, queue: queue, delay: 25 * time.Millisecond})
+		r.play(10*time.Second, cam, v)
+		if l := v.look(t, "3", 10*time.Second); l.height != 720 {
+			t.Error("not in full size")
+		}
+		v.down.bps = 600e3
+		r.play(3*time.Second, cam, v)
+		if l := v.look(t, "0.6", 3*time.Second); l.frames < 30 || l.lostAudio > 15 {
+			t.Error("too hard a landing")
+		}
+		r.play(10*time.Second, cam, v)
+		if l := v.look(t, "0.6", 10*time.Second); l.wait > 200*time.Millisecond || l.height == 720 || l.frames < 280 || l.lostAudio > 0 {
+			t.Error("after three seconds it has not settled")
+		}
+		v.down.bps = 3e6
+		r.play(20*time.Second, cam, v)
+		if l := v.look(t, "3", 20*time.Second); l.height != 720 || l.freezes > 0 {
+			t.Error("not in full size after twenty seconds")
+		}
 	}
 }
