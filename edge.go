@@ -25,13 +25,16 @@ type edgeOptions struct {
 	consul, state string
 	capacity      int
 	ramp          time.Duration
+	acme, email   string
+	secret        string
 }
 
 var edgeSettings = []setting{
 	{"region", "edge", "region"}, {"domain", "edge", "domain"}, {"http", "edge", "http"}, {"https", "edge", "https"},
 	{"dir", "edge", "dir"}, {"overlay", "edge", "overlays"}, {"offload", "edge", "offload"}, {"answer", "edge", "answer"},
 	{"consul", "edge", "consul"}, {"state", "edge", "state"}, {"sockets", "edge", "sockets"}, {"capacity", "edge", "capacity"},
-	{"ramp", "edge", "ramp"}, {"haproxy-metrics", "edge", "haproxy_metrics"}, {"metrics", "edge", "metrics"},
+	{"ramp", "edge", "ramp"}, {"name", "edge", "names"}, {"acme", "edge", "acme"}, {"email", "edge", "email"}, {"secret", "edge", "secret"},
+	{"haproxy-metrics", "edge", "haproxy_metrics"}, {"metrics", "edge", "metrics"},
 }
 
 func (o *edgeOptions) flags(f *pflag.FlagSet) {
@@ -40,6 +43,10 @@ func (o *edgeOptions) flags(f *pflag.FlagSet) {
 	f.StringVar(&o.proxy.Dir, "dir", "/run/plenum/edge", "folder `DIR` of HAProxy's files")
 	f.StringVar(&o.proxy.HTTP, "http", ":80", "`ADDR` where HAProxy takes plain HTTP")
 	f.StringVar(&o.proxy.HTTPS, "https", ":443", "`ADDR` where HAProxy takes HTTPS; empty serves everything by plain HTTP")
+	f.StringArrayVar(&o.proxy.Names, "name", nil, "DNS `NAME` that a certificate is for; repeatable")
+	f.StringVar(&o.acme, "acme", "letsencrypt", "`URL` of the certificate authority's directory (ACME); empty shows NAME.pem in --dir")
+	f.StringVar(&o.email, "email", "", "`ADDRESS` that the authority may write to")
+	f.StringVar(&o.secret, "secret", "", "`SECRET` under which edges share certificates in Consul: the same for all of them")
 	f.StringArrayVar(&o.proxy.Overlay, "overlay", nil, "`PREFIX` of the overlays, whose hosts may be edges before this one; repeatable")
 	f.StringVar(&o.proxy.Offload, "offload", "127.0.0.1:9715", "`ADDR` where HAProxy asks this process for places")
 	f.StringVar(&o.proxy.Answer, "answer", "127.0.0.1:9716", "`ADDR` where this process answers challenges of certificate authorities")
@@ -55,10 +62,25 @@ func (o *edgeOptions) check() error {
 	if o.proxy.Region == "" {
 		return errors.New("--region REGION is missing: shards are told where a socket came in")
 	}
+	if o.proxy.HTTPS != "" && o.acme != "" && o.secret == "" {
+		return errors.New("--secret SECRET is missing: edges share certificates under it; or give --acme '' and NAME.pem in --dir")
+	}
 	return cmp.Or(checkDomain(o.domain), checkAddresses(
 		address{"http", o.proxy.HTTP, ":80", false}, address{"https", o.proxy.HTTPS, ":443", true},
 		address{"offload", o.proxy.Offload, "127.0.0.1:9715", false}, address{"answer", o.proxy.Answer, "127.0.0.1:9716", false},
 		address{"haproxy-metrics", o.proxy.Metrics, "127.0.0.1:9717", true}))
+}
+
+// authority is where certificates come from; nil: from files.
+func (o *edgeOptions) authority(consul *api.Client) *edge.Authority {
+	if o.proxy.HTTPS == "" || o.acme == "" {
+		return nil
+	}
+	a := &edge.Authority{Directory: o.acme, Email: o.email, Secret: o.secret, Consul: consul}
+	if o.acme == "letsencrypt" {
+		a.Directory = ""
+	}
+	return a
 }
 
 func runEdgeCommand() *cobra.Command {
@@ -103,7 +125,7 @@ func runEdge(ctx context.Context, p processOptions, o edgeOptions, out io.Writer
 		return fmt.Errorf("--consul %s: %w", o.consul, err)
 	}
 	e, err := edge.New(edge.Config{
-		Proxy: o.proxy, Catalog: &edge.Consul{Client: consul, Log: log}, Domain: o.domain, State: o.state,
+		Proxy: o.proxy, Catalog: &edge.Consul{Client: consul, Log: log}, Domain: o.domain, State: o.state, Authority: o.authority(consul),
 		Capacity: o.capacity, Ramp: o.ramp, Metrics: ops.registry, Log: log,
 	})
 	if err != nil {

@@ -7,17 +7,20 @@ import (
 	"path/filepath"
 	"strings"
 	"text/template"
+
+	"plenum/wire/jid"
 )
 
 // A Proxy is what HAProxy's own configuration is made of. What changes while it runs (servers, bans, certificates)
 // is not in it.
 type Proxy struct {
-	Dir     string   // of its files: haproxy.cfg, spoe.cfg, admin.sock, bans; the certificate
+	Dir     string   // of its files
 	HTTP    string   // host:port; plain: it answers ACME and sends everybody else to HTTPS
 	HTTPS   string   // host:port; empty: HTTP serves everything, for laboratories and behind another proxy
 	Region  string   // what shards are told of where a socket came in
 	Offload string   // host:port of this process, where HAProxy asks for places
 	Answer  string   // host:port of this process, which answers ACME's challenges
+	Names   []string // of the certificates, with HTTPS; the first is shown to who asks for none of them
 	Overlay []string // prefixes of the overlays: who comes from there is believed to be an edge before this one
 	Sockets int      // new requests of one address in ten seconds before it is told to come later; 0 is 3,000
 	Metrics string   // host:port of HAProxy's own; empty: none
@@ -39,7 +42,15 @@ func (p Proxy) Files() (map[string][]byte, error) {
 	if strings.ContainsAny(p.Dir+p.Region, " \t\n\"'\\") {
 		return nil, fmt.Errorf("folder %q, region %q: HAProxy takes neither spaces nor quotes there", p.Dir, p.Region)
 	}
-	files := map[string][]byte{}
+	for _, n := range p.Names {
+		if _, err := jid.New("", n, ""); err != nil || strings.ContainsAny(n, "/ []") {
+			return nil, fmt.Errorf("name %s: want a DNS name such as meet.example", n)
+		}
+	}
+	if p.HTTPS != "" && len(p.Names) == 0 {
+		return nil, fmt.Errorf("HTTPS on %s needs the name of a certificate", p.HTTPS)
+	}
+	files := map[string][]byte{fileNames: []byte(p.Certificates())}
 	for name, t := range templates {
 		var b bytes.Buffer
 		if err := t.Execute(&b, p); err != nil {
@@ -50,15 +61,27 @@ func (p Proxy) Files() (map[string][]byte, error) {
 	return files, nil
 }
 
+// certificate is the file with the chain and the key of a name.
+func (p Proxy) certificate(name string) string { return p.Path(name + ".pem") }
+
+// Certificates names each certificate's file, as HAProxy's crt-list has it.
+func (p Proxy) Certificates() string {
+	var b strings.Builder
+	for _, n := range p.Names {
+		fmt.Fprintf(&b, "%s %s\n", p.certificate(n), n)
+	}
+	return b.String()
+}
+
 // Path is where one of the files is.
 func (p Proxy) Path(name string) string { return filepath.Join(p.Dir, name) }
 
 const (
-	fileConfig      = "haproxy.cfg"
-	fileOffload     = "spoe.cfg"
-	fileBans        = "bans"
-	fileCertificate = "certificate.pem"
-	fileAdmin       = "admin.sock"
+	fileConfig  = "haproxy.cfg"
+	fileOffload = "spoe.cfg"
+	fileBans    = "bans"
+	fileNames   = "certificates"
+	fileAdmin   = "admin.sock"
 )
 
 var templates = map[string]*template.Template{
@@ -77,7 +100,6 @@ global
 
 defaults
 	mode http
-	log global
 	option dontlognull
 	option http-keep-alive
 	option redispatch
@@ -92,7 +114,7 @@ defaults
 
 frontend web
 	bind {{.HTTP}}{{if .HTTPS}}
-	bind {{.HTTPS}} ssl crt {{.Path "certificate.pem"}} alpn h2,http/1.1{{end}}
+	bind {{.HTTPS}} ssl crt-list {{.Path "certificates"}} alpn h2,http/1.1{{end}}
 	tcp-request connection reject if { src -f {{.Path "bans"}} }
 	http-request deny deny_status 403 if { src -f {{.Path "bans"}} }
 	acl challenge path_beg /.well-known/acme-challenge/{{if .HTTPS}}
@@ -153,7 +175,6 @@ spoe-agent plenum
 	timeout idle 30s
 	timeout processing 100ms
 	use-backend plenum-offload
-	log global
 
 spoe-group places
 	messages place

@@ -23,7 +23,13 @@ func write(t *testing.T, p Proxy) {
 // TestConfig has the real HAProxy look at what is made for it.
 func TestConfig(t *testing.T) {
 	p := Proxy{Dir: t.TempDir(), HTTP: "127.0.0.1:8088", Region: "muc", Offload: "127.0.0.1:9", Answer: "127.0.0.1:9",
-		Overlay: []string{"10.77.0.0/16"}, Metrics: "127.0.0.1:9719"}
+		Overlay: []string{"10.77.0.0/16"}, Metrics: "127.0.0.1:9719",
+		HTTPS: "127.0.0.1:8443", Names: []string{"meet.example", "muc.meet.example"}}
+	for _, n := range p.Names {
+		if err := placeholder(p.certificate(n), n); err != nil {
+			t.Fatal(err)
+		}
+	}
 	write(t, p)
 	out, err := exec.Command("haproxy", "-c", "-f", p.Path(fileConfig)).CombinedOutput()
 	if err != nil {

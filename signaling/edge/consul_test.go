@@ -12,7 +12,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/hashicorp/consul/api"
-	"go.uber.org/goleak"
 
 	"plenum/overlay/netlab/stack"
 )
@@ -20,7 +19,7 @@ import (
 // TestConsul follows shards, bridges and bans in a real Consul. What nobody could serve is left out, and a Consul that
 // is gone changes nothing.
 func TestConsul(t *testing.T) {
-	t.Cleanup(func() { goleak.VerifyNone(t) })
+	leaks(t)
 	server := stack.Consul(t)
 	client, err := api.NewClient(&api.Config{Address: server.Address, Transport: &http.Transport{DisableKeepAlives: true}})
 	if err != nil {

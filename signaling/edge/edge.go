@@ -32,6 +32,8 @@ type Config struct {
 	Catalog Catalog
 	Domain  string // XMPP domain of the cluster, as its shards have it
 
+	// Authority issues the certificates of Proxy.Names; nil: those that lie in Proxy.Dir are shown.
+	Authority *Authority
 	// State is the file of the last view, which serves until the catalogue answers. Empty: none.
 	State string
 	// Capacity is how many participants a shard is made for. Default 10,000.
@@ -73,6 +75,7 @@ type Edge struct {
 	place   *placer
 	metrics *metrics
 	client  *http.Client
+	keeper  *custodian // nil without an authority
 
 	changed chan struct{} // a new view is there
 
@@ -125,6 +128,18 @@ func New(cfg Config) (*Edge, error) {
 			return nil, fmt.Errorf("HAProxy's files: %w", err)
 		}
 	}
+	for _, name := range cfg.Proxy.Names {
+		if err := placeholder(cfg.Proxy.certificate(name), name); err != nil {
+			l.Close()
+			return nil, fmt.Errorf("a certificate to begin with: %w", err)
+		}
+	}
+	if cfg.Authority != nil {
+		if e.keeper, err = newCustodian(cfg.Proxy, *cfg.Authority, e.metrics.until, cfg.Log); err != nil {
+			l.Close()
+			return nil, err
+		}
+	}
 	return e, nil
 }
 
@@ -134,6 +149,9 @@ func (e *Edge) Run(ctx context.Context) error {
 	g.Go(func() error { return serveOffload(ctx, e.offload, e.answer) })
 	g.Go(func() error { return e.cfg.Catalog.Watch(ctx, e.tell) })
 	g.Go(func() error { e.feed(ctx); return nil })
+	if e.keeper != nil {
+		g.Go(func() error { return e.keeper.run(ctx) })
+	}
 	if err := g.Wait(); err != nil && ctx.Err() == nil {
 		return err
 	}
@@ -287,11 +305,10 @@ func (e *Edge) apply(ctx context.Context, v View, now time.Time) error {
 	for _, b := range v.Bridges {
 		bridges[b.ID] = b.Addr
 	}
-	return errors.Join(
-		e.servers(ctx, "shards", shards, "check inter 2s fastinter 500ms rise 1 fall 2"),
-		e.servers(ctx, "bridges", bridges, ""),
-		e.ban(ctx, v.Bans, now),
-	)
+	if err := e.servers(ctx, "shards", shards, "check inter 2s fastinter 500ms rise 1 fall 2"); err != nil {
+		return err
+	}
+	return errors.Join(e.servers(ctx, "bridges", bridges, ""), e.ban(ctx, v.Bans, now))
 }
 
 // servers makes a backend have the servers that are wanted, by name and address.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -36,10 +37,18 @@ func (f fixed) Watch(ctx context.Context, tell func(View)) error {
 // A stand is a HAProxy with an edge beside it.
 type stand struct {
 	url     string
+	https   string // host:port, or empty
 	views   fixed
 	edge    *Edge
 	stop    func()
 	haproxy *exec.Cmd
+}
+
+// leaks has a test fail that leaves goroutines behind. The rate limiter of certmagic is the whole process's.
+func leaks(t *testing.T) {
+	t.Cleanup(func() {
+		goleak.VerifyNone(t, goleak.IgnoreAnyFunction("github.com/caddyserver/certmagic.(*RingBufferRateLimiter).loop"))
+	})
 }
 
 func freeAddr(t *testing.T) string {
@@ -53,10 +62,12 @@ func freeAddr(t *testing.T) string {
 
 func start(t *testing.T, cfg Config) *stand {
 	t.Helper()
-	web := freeAddr(t)
-	s := &stand{url: "http://" + web, views: make(fixed, 8)}
-	cfg.Proxy.Dir, cfg.Proxy.HTTP, cfg.Proxy.Region = t.TempDir(), web, "muc"
-	cfg.Proxy.Offload, cfg.Proxy.Answer = freeAddr(t), "127.0.0.1:1"
+	if cfg.Proxy.HTTP == "" {
+		cfg.Proxy.HTTP, cfg.Proxy.Answer = freeAddr(t), "127.0.0.1:1"
+	}
+	s := &stand{url: "http://" + cfg.Proxy.HTTP, https: cfg.Proxy.HTTPS, views: make(fixed, 8)}
+	cfg.Proxy.Dir, cfg.Proxy.Region, cfg.Proxy.Offload = t.TempDir(), "muc", freeAddr(t)
+	cfg.Log = slog.New(slog.NewTextHandler(t.Output(), nil))
 	cfg.Catalog, cfg.Domain, cfg.Ramp = s.views, "meet.example", -1
 	var err error
 	if s.edge, err = New(cfg); err != nil {
@@ -88,6 +99,10 @@ func start(t *testing.T, cfg Config) *stand {
 			t.Logf("HAProxy: %s", out.Bytes())
 		}
 	})
+	until(t, "HAProxy is there", func() bool {
+		_, err := s.edge.haproxy.do(t.Context(), "show version")
+		return err == nil
+	})
 	return s
 }
 
@@ -105,7 +120,8 @@ func shardAt(t *testing.T, name string) (Shard, *atomic.Int64) {
 	return Shard{Name: name, Region: "muc", Addr: strings.TrimPrefix(h.URL, "http://")}, &asked
 }
 
-var direct = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 5 * time.Second}
+var direct = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 5 * time.Second,
+	CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 
 func get(t *testing.T, url string) (int, string) {
 	t.Helper()
@@ -134,7 +150,7 @@ const at = "@conference.meet.example"
 // TestPlaces has three shards behind a real HAProxy: every spelling of a room goes to the shard whose it is by name,
 // a shard that goes takes its own rooms only, and an edge that ends leaves HAProxy serving.
 func TestPlaces(t *testing.T) {
-	t.Cleanup(func() { goleak.VerifyNone(t) })
+	leaks(t)
 	s := start(t, Config{})
 	var v View
 	for _, name := range []string{"muc-1", "muc-2", "muc-3"} {
@@ -205,7 +221,7 @@ func TestPlaces(t *testing.T) {
 
 // TestMoves gives a shard another address, a bridge its sockets, and bans an address and lets it in again.
 func TestMoves(t *testing.T) {
-	t.Cleanup(func() { goleak.VerifyNone(t) })
+	leaks(t)
 	s := start(t, Config{})
 	old, _ := shardAt(t, "muc-1")
 	bridge, asked := shardAt(t, "h2")

@@ -5,7 +5,7 @@ import "github.com/prometheus/client_golang/prometheus"
 type metrics struct {
 	asked, changes, errors prometheus.Counter
 	bans                   prometheus.Gauge
-	servers, weight        *prometheus.GaugeVec
+	servers, weight, until *prometheus.GaugeVec
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
@@ -21,9 +21,11 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Help: "Servers that HAProxy should have."}, []string{"backend"}),
 		weight: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "plenum_edge_weight",
 			Help: "Share of new rooms of a shard, 0 to 1."}, []string{"shard"}),
+		until: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "plenum_edge_certificate_until_seconds",
+			Help: "End of the certificate that is shown, seconds since 1970."}, []string{"name"}),
 	}
 	if r != nil {
-		r.MustRegister(m.asked, m.changes, m.errors, m.bans, m.servers, m.weight)
+		r.MustRegister(m.asked, m.changes, m.errors, m.bans, m.servers, m.weight, m.until)
 	}
 	return m
 }
