@@ -253,3 +253,44 @@ func BenchmarkFeedback(b *testing.B) {
 		e.Feedback(p.Body, now)
 	}
 }
+
+// TestOutage has a receiver of three voices come back after 20 s of silence: probes find within seconds what it takes.
+func TestOutage(t *testing.T) {
+	e, fb, now := New(start), receive.NewFeedback(start), start
+	e.Want(2_000_000)
+	pass := func(d time.Duration, heard bool) {
+		send := func(n int, kind Kind) {
+			if s := e.Sent(n, kind, now); heard {
+				fb.Arrive(s, 1, false, now.Add(20*time.Millisecond))
+			}
+		}
+		for i := 0; i < int(d/(5*time.Millisecond)); i++ {
+			now = now.Add(5 * time.Millisecond)
+			if i%4 == 0 {
+				for range 3 {
+					send(60, Audio)
+				}
+			}
+			if e.Probing(now) {
+				if n := e.Padding(now); n > 0 {
+					send(min(n, 1200), Padding)
+				}
+			}
+			if i%20 == 0 {
+				e.Tick(now)
+				if heard {
+					tell(e, fb, now.Add(20*time.Millisecond))
+				}
+			}
+		}
+	}
+	pass(5*time.Second, true)
+	pass(20*time.Second, false)
+	if got := e.Bitrate(); got > 100_000 {
+		t.Errorf("%d bit/s after the silence", got)
+	}
+	pass(5*time.Second, true)
+	if got := e.Bitrate(); got < 1_000_000 {
+		t.Errorf("%d bit/s five seconds after it", got)
+	}
+}

@@ -13,6 +13,7 @@ const (
 	probeSeldom   = 9_000_000 // where they found what was not there
 	probeAfterCut = 1_500_000
 	maxProbe      = 20_000_000 // bits per second
+	minProbe      = 400_000    // a cluster that is slower takes too long to be one
 )
 
 // A cluster is a stretch of packets that are sent at a rate above the estimate, media and padding together.
@@ -101,7 +102,7 @@ func (e *Estimator) Probing(now time.Time) bool {
 		if !e.heard || at < p.next || e.want <= int64(e.bitrate) || e.delay.over || e.delay.queue > holdQueue {
 			return false
 		}
-		p.rate = min(2*e.bitrate, 1.2*float64(e.want)+50_000)
+		p.rate = min(max(2*e.bitrate, minProbe), 1.2*float64(e.want)+50_000)
 		p.next = at + p.pause
 	}
 	rate := min(p.rate, maxProbe)
