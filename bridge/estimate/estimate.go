@@ -85,7 +85,8 @@ type Estimator struct {
 	probing    bool     // a cluster is being sent
 	heard      bool     // feedback came
 
-	at     micros // of the last feedback
+	seen   [3]bool // kinds of packets that feedback has mentioned as received
+	at     micros  // of the last feedback
 	rtt    micros
 	want   int64
 	proven bool // the bitrate is more than a guess
@@ -161,7 +162,7 @@ func (e *Estimator) Mentions(kind Kind) bool {
 }
 
 // deafAfter is how many packets of a kind in a row a receiver may leave unmentioned while it mentions others.
-const deafAfter = 500
+const deafAfter = 250
 
 // Want says how much could be used, in bits per second: beyond it nothing is probed for.
 func (e *Estimator) Want(bps int64) { e.want = min(bps, Max) }

@@ -97,6 +97,9 @@ func TestDeaf(t *testing.T) {
 			tell(e, fb, now.Add(20*time.Millisecond))
 		}
 	}
+	if s := e.Stats(); s.Loss > 0 || s.LossCuts > 0 {
+		t.Errorf("sound is taken for lost: %+v", s)
+	}
 	if e.Mentions(Audio) || !e.Mentions(Video) || !e.Mentions(Padding) {
 		t.Error("sound is still numbered")
 	}

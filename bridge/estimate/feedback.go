@@ -34,7 +34,9 @@ func (e *Estimator) Feedback(body []byte, now time.Time) bool {
 		if f.symbol == 0 {
 			if r != nil && r.state() == underway {
 				r.become(lost)
-				e.loss.add(true)
+				if e.seen[r.kind()] { // else the receiver may not know the number in packets of that kind
+					e.loss.add(true)
+				}
 			}
 			continue
 		}
@@ -69,13 +71,17 @@ func (e *Estimator) Feedback(body []byte, now time.Time) bool {
 // receivedAt notes that packet n arrived, at the receiver's time.
 func (e *Estimator) receivedAt(n int64, r *record, arrival, at micros) {
 	if r.state() == lost {
-		e.loss.undo()
+		if e.seen[r.kind()] {
+			e.loss.undo()
+		}
 	} else {
 		e.loss.add(false)
 	}
 	late := r.state() == lost || n < e.history.reported
 	r.become(received)
-	if k := r.kind(); k < Padding {
+	k := r.kind()
+	e.seen[k] = true
+	if k < Padding {
 		e.deaf[k] = 0
 	}
 	e.arrived.add(int(r.size), arrival)
