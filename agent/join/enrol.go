@@ -354,8 +354,11 @@ func (s *Service) consulTokens(ctx context.Context, client *api.Client, h hostSt
 			continue
 		}
 		made, _, err := client.ACL().TokenCreate(t, (&api.WriteOptions{}).WithContext(ctx))
-		if err != nil {
-			return out, fmt.Errorf("token: %w", err)
+		if err != nil { // the same host, at the same time
+			var again error
+			if made, _, again = client.ACL().TokenRead(t.AccessorID, (&api.QueryOptions{RequireConsistent: true}).WithContext(ctx)); again != nil || made == nil {
+				return out, fmt.Errorf("token: %w", err)
+			}
 		}
 		out[i] = made.SecretID
 	}

@@ -33,7 +33,7 @@ func (l *lab) nomadClient(t *testing.T, name, pool, introduction string) *proces
 	identity := object{"aud": []string{"consul.io"}, "ttl": "1h"}
 	file := write(t, filepath.Join(dir, "nomad.json"), object{"region": "test", "datacenter": "ber", "name": name, "data_dir": filepath.Join(dir, "data"), "bind_addr": "127.0.0.1",
 		"advertise": object{"http": "127.0.0.1", "rpc": "127.0.0.1", "serf": "127.0.0.1"},
-		"ports": object{"http": p[0], "rpc": p[1]}, "acl": object{"enabled": true}, "leave_on_terminate": false,
+		"ports":     object{"http": p[0], "rpc": p[1]}, "acl": object{"enabled": true}, "leave_on_terminate": false,
 		"client": object{"enabled": true, "servers": []string{fmt.Sprintf("127.0.0.1:%d", l.rpc)}, "node_pool": pool,
 			"options":  object{"fingerprint.denylist": "env_aws,env_gce,env_azure,env_digitalocean", "driver.allowlist": "raw_exec"},
 			"template": object{"wait": object{"min": "200ms", "max": "1s"}}},
