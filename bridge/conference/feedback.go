@@ -93,7 +93,11 @@ func (c *Conference) keyAsked(o *output, now time.Time) {
 	if o == nil || o.source == nil || o.kind != Video {
 		return
 	}
-	o.source.keys.Ask()
+	encoding := o.stream.Current()
+	if encoding < 0 || o.stream.Waiting() {
+		encoding, _ = o.stream.Target()
+	}
+	o.source.keys.Ask(max(encoding, 0))
 	c.askKey(o.source, now)
 }
 

@@ -154,6 +154,9 @@ func (e *Endpoint) receiveVideo(s stream, r *packet.RTP, now time.Time) {
 	enc.rates[p.Frame.SID()][p.Frame.TID()].Add(len(r.Data)+estimate.Overhead, now)
 	enc.history.Put(seq, r, now)
 	enc.came = now
+	if p.Frame.Key {
+		src.keys.Came(s.encoding)
+	}
 	enc.described = p.Frame.Numbering == codec.ByDescriptor
 	spatial := enc.spatial
 	if enc.learn(&p.Frame, r.Marker()) || !enc.active {
@@ -296,11 +299,10 @@ func (c *Conference) unhold(o *output, now time.Time) {
 
 // askKey asks a source's sender for a key frame when somebody needs one and the pace allows it.
 func (c *Conference) askKey(src *source, now time.Time) {
-	if !src.keys.Due(now) {
-		return
+	if i, ok := src.keys.Due(now); ok {
+		c.stats.PLIsOut++
+		src.owner.leg.SendRTCP(packet.AppendPLI(c.scratch.rtcp[:0], c.cfg.VideoSSRC, src.encodings[min(i, len(src.encodings)-1)].SSRC))
 	}
-	c.stats.PLIsOut++
-	src.owner.leg.SendRTCP(packet.AppendPLI(c.scratch.rtcp[:0], c.cfg.VideoSSRC, src.encodings[0].SSRC))
 }
 
 func (c *Conference) nack(e *Endpoint, enc *encoding, now time.Time) {

@@ -99,8 +99,8 @@ func (c *Conference) tickVideo(src *source, now time.Time) {
 	}
 	for _, o := range src.takers {
 		if o.stream.Waiting() && !now.Before(o.askAt) {
-			src.keys.StillWaiting(now)
-			break
+			encoding, _ := o.stream.Target()
+			src.keys.StillWaiting(encoding, now)
 		}
 	}
 	c.askKey(src, now)

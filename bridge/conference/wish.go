@@ -198,7 +198,7 @@ func (e *Endpoint) allocate(all []allocate.Source, now time.Time) {
 			}
 		case (!waited || before != encoding) && !src.keyInBatch(encoding):
 			o.askAt = time.Time{}
-			src.keys.Ask()
+			src.keys.Ask(encoding)
 		}
 		names = append(names, src.name)
 	}

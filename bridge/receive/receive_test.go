@@ -207,33 +207,52 @@ func TestRate(t *testing.T) {
 
 func TestKeyRequests(t *testing.T) {
 	var k KeyRequests
-	if k.Due(start) {
+	if _, ok := k.Due(start); ok {
 		t.Fatal("nobody asked")
 	}
-	sent := 0
-	for ms := range 2000 { // twenty receivers ask all the time
+	sent := [3]int{}
+	for ms := range 3000 { // twenty receivers ask all the time
 		now := start.Add(time.Duration(ms) * time.Millisecond)
-		for range 20 {
-			k.Ask()
+		for i := range 20 {
+			k.Ask(i % 3)
 		}
-		if k.Due(now) {
-			sent++
+		if i, ok := k.Due(now); ok {
+			sent[i]++
+			for j := range 3 {
+				if ms%2 == 0 { // a browser sends key frames of all
+					k.Came(j)
+				}
+			}
 		}
 	}
-	if sent != 10 {
-		t.Errorf("%d requests in 2 s", sent)
+	if n := sent[0] + sent[1] + sent[2]; n != 15 {
+		t.Errorf("%v requests in 3 s", sent)
+	}
+	// Those who answer for one encoding only are asked for each.
+	k = KeyRequests{}
+	k.Ask(0)
+	k.Ask(2)
+	var asked []int
+	for ms := range 1000 {
+		if i, ok := k.Due(start.Add(time.Duration(ms) * time.Millisecond)); ok {
+			asked = append(asked, i)
+			k.Came(i)
+		}
+	}
+	if !slices.Equal(asked, []int{2, 0}) {
+		t.Errorf("asked for %v", asked)
 	}
 	k = KeyRequests{}
-	sent = 0
+	n := 0
 	for ms := range 2000 {
 		now := start.Add(time.Duration(ms) * time.Millisecond)
-		k.StillWaiting(now)
-		if k.Due(now) {
-			sent++
+		k.StillWaiting(2, now)
+		if _, ok := k.Due(now); ok {
+			n++
 		}
 	}
-	if sent != 4 {
-		t.Errorf("%d repetitions in 2 s", sent)
+	if n != 4 {
+		t.Errorf("%d repetitions in 2 s", n)
 	}
 }
 
