@@ -444,6 +444,9 @@ func (s *Service) BootstrapNomad(ctx context.Context) (introduction string, err 
 	if err != nil {
 		return "", err
 	}
+	if err := account(ctx, client, first.Host); err != nil {
+		return "", err
+	}
 	return introduce(ctx, client, first.Host, Pool(first.Roles))
 }
 

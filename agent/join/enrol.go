@@ -234,6 +234,9 @@ func (s *Service) issue(ctx context.Context, st store, c common, h hostState, q 
 		if a.Nomad.Introduction, err = introduce(ctx, client, h.Host, a.Nomad.Pool); err != nil {
 			return Answer{}, fmt.Errorf("%w: %w", errNoQuorum, err)
 		}
+		if err := account(ctx, client, h.Host); err != nil {
+			return Answer{}, fmt.Errorf("%w: %w", errNoQuorum, err)
+		}
 	}
 	if h.is(RoleServer) {
 		if a.Secrets, err = s.secrets(ctx, c, a.Consul.Token, slices.Contains(q.Fresh, "vault") || introduced); err != nil {
@@ -600,6 +603,7 @@ func (s *Service) expel(ctx context.Context, st store, c common, h hostState) er
 		step("nomad", err)
 	} else {
 		step("nomad node", expel(ctx, client, h.Host))
+		step("xmpp account", closeAccount(ctx, client, h.Host))
 	}
 	if p, _, err := st.client.ACL().PolicyReadByName("plenum-host-"+h.Host, (&api.QueryOptions{}).WithContext(ctx)); err == nil && p != nil {
 		_, err := st.client.ACL().PolicyDelete(p.ID, (&api.WriteOptions{}).WithContext(ctx))

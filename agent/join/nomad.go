@@ -2,9 +2,16 @@ package join
 
 import (
 	"context"
+	"crypto/hmac"
+	"crypto/pbkdf2"
+	"crypto/rand"
+	"crypto/sha1"
+	"crypto/sha256"
 	"crypto/tls"
+	"encoding/base64"
 	"errors"
 	"fmt"
+	"hash"
 	"net/http"
 	"os"
 	"strings"
@@ -73,4 +80,97 @@ func expel(ctx context.Context, c *api.Client, host string) error {
 		all = append(all, err)
 	}
 	return errors.Join(all...)
+}
+
+// Variables of Nomad. Shards read the verifiers; a host's bridge job alone reads its password.
+const accountsVariable = "plenum/accounts"
+
+func passwordVariable(host string) string { return "nomad/jobs/bridge-" + host }
+
+// account makes the host's XMPP account where there is none: its name is the host's.
+func account(ctx context.Context, c *api.Client, host string) error {
+	q, w := (&api.QueryOptions{}).WithContext(ctx), (&api.WriteOptions{}).WithContext(ctx)
+	for {
+		all, _, err := c.Variables().Peek(accountsVariable, q)
+		if err != nil {
+			return fmt.Errorf("nomad: %w", err)
+		}
+		if all == nil {
+			all = api.NewVariable(accountsVariable)
+		}
+		if all.Items[host] != "" {
+			return nil
+		}
+		password := rand.Text()
+		v := api.NewVariable(passwordVariable(host))
+		v.Items = api.VariableItems{"xmpp_user": host, "xmpp_password": password}
+		if _, _, err := c.Variables().Update(v, w); err != nil {
+			return fmt.Errorf("nomad: %w", err)
+		}
+		if all.Items[host], err = verifiers(password); err != nil {
+			return err
+		}
+		if done, err := putVariable(c, all, w); done || err != nil {
+			return err
+		}
+	}
+}
+
+// closeAccount ends it. Sessions that are open end with the host's tunnels.
+func closeAccount(ctx context.Context, c *api.Client, host string) error {
+	q, w := (&api.QueryOptions{}).WithContext(ctx), (&api.WriteOptions{}).WithContext(ctx)
+	if _, err := c.Variables().Delete(passwordVariable(host), w); err != nil {
+		return fmt.Errorf("nomad: %w", err)
+	}
+	for {
+		all, _, err := c.Variables().Peek(accountsVariable, q)
+		if err != nil {
+			return fmt.Errorf("nomad: %w", err)
+		}
+		if all == nil || all.Items[host] == "" {
+			return nil
+		}
+		if delete(all.Items, host); len(all.Items) == 0 {
+			all.Items["-"] = "-" // Nomad keeps no empty one
+		}
+		if done, err := putVariable(c, all, w); done || err != nil {
+			return err
+		}
+	}
+}
+
+// putVariable reports whether nobody else changed it in between.
+func putVariable(c *api.Client, v *api.Variable, w *api.WriteOptions) (bool, error) {
+	_, _, err := c.Variables().CheckedUpdate(v, w)
+	var conflict api.ErrCASConflict
+	if errors.As(err, &conflict) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("nomad: %w", err)
+	}
+	return true, nil
+}
+
+// verifiers are what RFC 5803 has for a password, SHA-1's and SHA-256's, one space between.
+func verifiers(password string) (string, error) {
+	var all []string
+	for name, h := range map[string]func() hash.Hash{"SCRAM-SHA-1": sha1.New, "SCRAM-SHA-256": sha256.New} {
+		salt := make([]byte, 16)
+		_, _ = rand.Read(salt) // never fails
+		salted, err := pbkdf2.Key(h, password, salt, 4096, h().Size())
+		if err != nil {
+			return "", err
+		}
+		mac := func(text string) []byte {
+			m := hmac.New(h, salted)
+			m.Write([]byte(text))
+			return m.Sum(nil)
+		}
+		stored := h()
+		stored.Write(mac("Client Key"))
+		b64 := base64.StdEncoding.EncodeToString
+		all = append(all, fmt.Sprintf("%s$4096:%s$%s:%s", name, b64(salt), b64(stored.Sum(nil)), b64(mac("Server Key"))))
+	}
+	return strings.Join(all, " "), nil
 }

@@ -135,9 +135,23 @@ func TestNomad(t *testing.T) {
 			return nil
 		})
 	})
+	t.Run("accounts", func(t *testing.T) {
+		v, _, err := l.management().Variables().Peek(accountsVariable, nil)
+		if err != nil || v == nil || len(v.Items) != 3 || !strings.Contains(v.Items["sh1"], "SCRAM-SHA-256$4096:") || !strings.Contains(v.Items["sh1"], "SCRAM-SHA-1$4096:") {
+			t.Errorf("accounts: %+v, %v", v, err)
+		}
+		p, _, err := l.management().Variables().Peek(passwordVariable("sh1"), nil)
+		if err != nil || p == nil || p.Items["xmpp_user"] != "sh1" || len(p.Items["xmpp_password"]) < 20 {
+			t.Errorf("password: %v", err)
+		}
+	})
 	t.Run("revoke", func(t *testing.T) {
 		if err := l.admin.Revoke(ctx, "sh1", ""); err != nil {
 			t.Fatal(err)
+		}
+		v, _, err := l.management().Variables().Peek(accountsVariable, nil)
+		if err != nil || v.Items["sh1"] != "" || len(v.Items) != 2 {
+			t.Errorf("accounts after revoking: %+v, %v", v, err)
 		}
 		l.eventually("the node is gone or without work", func() error {
 			if n := l.nodes("sh1"); len(n) > 0 && n[0].SchedulingEligibility != "ineligible" {
