@@ -340,7 +340,7 @@ func (s *Service) TokenCreate(ctx context.Context, q TokenRequest) (TokenInfo, e
 	if err := s.audit.write(Event{Time: now, What: "token-create", Token: t.ID, Admin: admin, Text: fmt.Sprintf("region %s, roles %s, until %s", t.Region, strings.Join(t.Roles, ","), t.Expires.Format(time.RFC3339))}); err != nil {
 		return TokenInfo{}, err
 	}
-	if err := st.put(ctx, tokensPrefix+hash(secret), t, 0); err != nil {
+	if err := st.put(ctx, tokensPrefix+digest(secret), t, 0); err != nil {
 		return TokenInfo{}, err
 	}
 	info := t.info(now)

@@ -65,7 +65,7 @@ func (s *Service) store(ctx context.Context) (store, common, error) {
 	return store{client}, c, err
 }
 
-func revokedKey(hostKey []byte) string { return revokedPrefix + hash(string(hostKey)) }
+func revokedKey(hostKey []byte) string { return revokedPrefix + digest(string(hostKey)) }
 
 func (s *Service) notRevoked(ctx context.Context, st store, q Request, e *Event) error {
 	var when time.Time
@@ -79,7 +79,7 @@ func (s *Service) notRevoked(ctx context.Context, st store, q Request, e *Event)
 
 // redeem binds a token to the host key, once and for ever, and then opens it.
 func (s *Service) redeem(ctx context.Context, st store, q Request, e *Event) (tokenState, error) {
-	key := tokensPrefix + hash(q.Token)
+	key := tokensPrefix + digest(q.Token)
 	now := s.cfg.Now()
 	claim := func(t *tokenState, exists bool) error {
 		if !exists {

@@ -171,7 +171,7 @@ func (l *lab) tokenAttacks(t *testing.T) {
 		t.Fatal(err)
 	}
 	entry := tokenState{ID: "forged", Region: "ber", Roles: []string{RoleBridge}, Admin: "ada", Expires: time.Now().Add(time.Hour)}
-	if err := st.put(ctx, tokensPrefix+hash(wrapped), entry, 0); err != nil {
+	if err := st.put(ctx, tokensPrefix+digest(wrapped), entry, 0); err != nil {
 		t.Fatal(err)
 	}
 	forged.Secret = wrapped

@@ -158,8 +158,8 @@ func (r *reader) take(n int) []byte {
 
 func (r *reader) text() string { return string(r.take(int(r.take(1)[0]))) }
 
-// hash is how a secret is kept.
-func hash(secret string) string {
+// digest is how a secret is kept.
+func digest(secret string) string {
 	sum := sha256.Sum256([]byte("plenum token 1\n" + secret))
 	return hex.EncodeToString(sum[:])
 }
