@@ -306,6 +306,8 @@ func measure(bin servers, name string, s costScenario) (c cost, err error) {
 		p, err = startLimit(bin.limit, mode, e, s)
 	} else if name == "jvb" {
 		p, err = startJVB(ctx, e, s)
+	} else if name == "janus" {
+		p, err = startJanus(ctx, e, s)
 	} else {
 		path := bin.plenum
 		if strings.Contains(name, "/") {

@@ -113,7 +113,7 @@ func (r *Room) join(ctx context.Context, p *Participant, id string, what Publish
 	r.e.receiving.Lock()
 	p.ignore = own
 	r.e.receiving.Unlock()
-	if err := p.connect(ctx, remote, theirs.Ufrag, theirs.Pwd, print); err != nil {
+	if err := p.Connect(ctx, Remote{Addr: remote, Ufrag: theirs.Ufrag, Pwd: theirs.Pwd, Fingerprint: print}); err != nil {
 		return err
 	}
 	if r.NoChannel {

@@ -189,6 +189,7 @@ type Participant struct {
 	feedback  bool
 	closed    bool
 	ssrc      uint32 // of reports
+	vp8       byte   // payload type
 	transport uint16
 	dropped   uint64 // at the socket before the last Reset
 }
@@ -204,7 +205,7 @@ func (e *Engine) NewParticipant() (*Participant, error) {
 	now := time.Now()
 	p := &Participant{
 		e: e, socket: s, agent: newAgent(), ready: make(chan struct{}), streams: map[uint32]*stream{}, ignore: map[uint32]bool{},
-		ssrc: binary.BigEndian.Uint32(b[:]) | 1,
+		ssrc: binary.BigEndian.Uint32(b[:]) | 1, vp8: vp8PT,
 	}
 	// Receivers report at their own times.
 	p.fedAt = now.Add(mathrand.N(e.cfg.Feedback))
@@ -237,11 +238,29 @@ func (p *Participant) Keys(remote netip.AddrPort, out, in Key) error {
 	return p.socket.connect(remote)
 }
 
-// connect runs ICE and DTLS towards a bridge.
-func (p *Participant) connect(ctx context.Context, remote netip.AddrPort, ufrag, pwd, fingerprint string) error {
+// A Remote is whom a participant connects to by ICE and DTLS.
+type Remote struct {
+	Addr        netip.AddrPort
+	Ufrag, Pwd  string
+	Fingerprint string // of SHA-256
+	Controlling bool   // we lead, as who offers does
+	VP8         uint8  // payload type in both directions; 0 is what a bridge of ours negotiates
+}
+
+// Credentials are what the other side must be told of us: ICE's, and the fingerprint of the certificate (SHA-256) with
+// which we are the DTLS client.
+func (p *Participant) Credentials() (ufrag, pwd, fingerprint string) {
+	return p.agent.ufrag, p.agent.pwd, p.e.id.fingerprint
+}
+
+// Connect runs ICE and DTLS towards r. Publish may follow.
+func (p *Participant) Connect(ctx context.Context, r Remote) error {
 	p.e.receiving.Lock()
-	err := p.socket.connect(remote)
-	p.remote, p.agent.remoteUfrag, p.agent.remotePwd = remote, ufrag, pwd
+	err := p.socket.connect(r.Addr)
+	p.remote, p.agent.remoteUfrag, p.agent.remotePwd, p.agent.controlling = r.Addr, r.Ufrag, r.Pwd, r.Controlling
+	if r.VP8 != 0 {
+		p.vp8 = r.VP8
+	}
 	p.e.receiving.Unlock()
 	if err != nil {
 		return err
@@ -251,7 +270,7 @@ func (p *Participant) connect(ctx context.Context, remote netip.AddrPort, ufrag,
 	case <-ctx.Done():
 		return fmt.Errorf("ice: %w", ctx.Err())
 	}
-	conn, out, in, err := handshake(ctx, p.pipe, p.e.id, fingerprint)
+	conn, out, in, err := handshake(ctx, p.pipe, p.e.id, r.Fingerprint)
 	if err != nil {
 		return err
 	}
@@ -334,7 +353,7 @@ func (p *Participant) Publish(what Publish) error {
 			what.FPS = 30
 		}
 		t := &track{
-			video: true, ssrc: p.VideoSSRC(), pt: vp8PT, clock: 90000, bytes: what.Video / 8 / what.FPS,
+			video: true, ssrc: p.VideoSSRC(), pt: p.vp8, clock: 90000, bytes: what.Video / 8 / what.FPS,
 			every: time.Second / time.Duration(what.FPS), width: what.Width, height: what.Height,
 		}
 		t.key.Store(true)
@@ -389,7 +408,7 @@ func (p *Participant) media(b []byte, arrival int64) {
 	}
 	pt := b[1] & 0x7f
 	ssrc := binary.BigEndian.Uint32(b[8:])
-	if pt != opusPT && pt != vp8PT || p.ignore[ssrc] {
+	if pt != opusPT && pt != p.vp8 || p.ignore[ssrc] {
 		return
 	}
 	s := p.streams[ssrc]

@@ -13,11 +13,12 @@ const (
 	consentEvery = 5 * time.Second       // after that
 )
 
-// An agent is the controlled side of ICE with one host candidate towards one address: what a client of a bridge
-// with a public address comes down to. The receiving thread owns it.
+// An agent is one side of ICE, mostly the controlled one, with one host candidate towards one address: what a client of a
+// bridge with a public address comes down to. The receiving thread owns it.
 type agent struct {
 	ufrag, pwd             string
 	remoteUfrag, remotePwd string
+	controlling            bool
 	nominated              bool
 	next                   time.Time
 	local, remote          stun.MessageIntegrity
@@ -45,11 +46,14 @@ func (a *agent) check(now time.Time) []byte {
 	if a.remote == nil {
 		a.remote = stun.NewShortTermIntegrity(a.remotePwd)
 	}
-	m, err := stun.Build(stun.TransactionID, stun.BindingRequest,
-		stun.NewUsername(a.remoteUfrag+":"+a.ufrag),
-		stun.RawAttribute{Type: stun.AttrICEControlled, Value: []byte{0, 0, 0, 0, 0, 0, 0, 1}},
+	role := []stun.Setter{stun.RawAttribute{Type: stun.AttrICEControlled, Value: []byte{0, 0, 0, 0, 0, 0, 0, 1}}}
+	if a.controlling {
+		role = []stun.Setter{stun.RawAttribute{Type: stun.AttrICEControlling, Value: []byte{0, 0, 0, 0, 0, 0, 0, 1}}, stun.RawAttribute{Type: stun.AttrUseCandidate}}
+	}
+	m, err := stun.Build(append(append([]stun.Setter{stun.TransactionID, stun.BindingRequest,
+		stun.NewUsername(a.remoteUfrag + ":" + a.ufrag)}, role...),
 		stun.RawAttribute{Type: stun.AttrPriority, Value: []byte{0x6e, 0xff, 0xff, 0xff}},
-		a.remote, stun.Fingerprint)
+		a.remote, stun.Fingerprint)...)
 	if err != nil {
 		return nil
 	}
@@ -60,6 +64,10 @@ func (a *agent) check(now time.Time) []byte {
 func (a *agent) handle(b []byte, from *stun.XORMappedAddress) []byte {
 	m := stun.New()
 	if _, err := m.Write(b); err != nil {
+		return nil
+	}
+	if a.controlling && m.Type == stun.BindingSuccess && a.remote != nil && a.remote.Check(m) == nil {
+		a.nominated = true // every check nominates
 		return nil
 	}
 	if m.Type != stun.BindingRequest || a.local.Check(m) != nil {
