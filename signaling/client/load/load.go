@@ -222,11 +222,12 @@ func (s Idle) Run(ctx context.Context) (IdleResult, error) {
 	all, err := dialAll(ctx, s.Sessions, func(i int) count.Config {
 		c := s.Client
 		c.Nick, c.Crowd = uint32(i), 0
+		neighbours := 1000 // no address opens thousands of connections, or hundreds of rooms
 		if s.PerRoom > 0 {
-			room := i / s.PerRoom
-			c.Room = fmt.Sprint("idle-", room)
-			c.From = &net.TCPAddr{IP: net.IPv4(127, 0, 1, byte(1+room/90%250))} // no address opens hundreds of rooms
+			c.Room = fmt.Sprint("idle-", i/s.PerRoom)
+			neighbours = min(neighbours, 90*s.PerRoom)
 		}
+		c.From = &net.TCPAddr{IP: net.IPv4(127, 0, 1, byte(1+i/neighbours%250))}
 		return c
 	})
 	if err != nil {

@@ -191,7 +191,7 @@ func BenchmarkIdle(b *testing.B) {
 		sessions int
 		perRoom  int
 		server   func(testing.TB) (int, count.Config)
-	}{{"plenum", min(20000, int(files.Max)-200), 0, shard}, {"plenum-in-rooms-of-10", 5000, 10, shard}, {"prosody", 2000, 0, prosody}} {
+	}{{"plenum", min(20000, int(files.Max)-700), 0, shard}, {"plenum-in-rooms-of-10", 5000, 10, shard}, {"prosody", 2000, 0, prosody}} {
 		b.Run(s.name, func(b *testing.B) {
 			pid, client := s.server(b)
 			client.Room = "idle"
