@@ -32,6 +32,9 @@ type hand struct {
 	crash func(where string)
 }
 
+// crashHook is set by tests.
+var crashHook = func(string) {}
+
 // observe looks at what d asks for.
 func (h *hand) observe(ctx context.Context, d Desired) (Observed, error) {
 	o := Observed{Folders: map[string]fs.FileMode{}, Sysctls: map[string]int64{}, Programs: map[string]bool{},

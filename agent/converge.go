@@ -33,7 +33,7 @@ func newWork(root string) (*work, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &work{hand: hand{host: h, say: func(string, ...any) {}, crash: func(string) {}}}
+	w := &work{hand: hand{host: h, say: func(string, ...any) {}, crash: crashHook}}
 	w.view = view{cfg: cfg, path: func(p string) string { return h.Path(p) }}
 	if w.facts, err = h.Facts(); err != nil {
 		return nil, err

@@ -45,6 +45,7 @@ func (c *Command) Leave(ctx context.Context, force bool) error {
 	if err != nil && !force && !errors.Is(err, join.Refusal{Reason: join.ReasonUnknown}) && !errors.Is(err, join.Refusal{Reason: join.ReasonRevoked}) {
 		return fmt.Errorf("the cluster does not let go: %w; --force leaves all the same", err)
 	}
+	w.crash("after leave")
 	return c.remains(ctx, w)
 }
 
@@ -59,8 +60,8 @@ func (c *Command) remains(ctx context.Context, w *work) error {
 	for _, name := range slices.Backward([]string{"plenum-overlay", "plenum-vault", "plenum-consul", "plenum-nomad", "plenum-agent"}) {
 		if s, err := w.host.Services().State(ctx, name); err != nil || s.Running || s.Unit != "" {
 			w.hand.say("stop %s", describe(name))
-			w.crash("before stop " + name)
 			all = append(all, w.host.Services().Stop(ctx, name))
+			w.crash("after stop " + name)
 		}
 	}
 	if err := errors.Join(all...); err != nil {
@@ -73,17 +74,17 @@ func (c *Command) remains(ctx context.Context, w *work) error {
 			if err := netlink.LinkDel(link); err != nil {
 				return err
 			}
+			w.crash("after remove " + device)
 		}
 	}
-	w.crash("before guard")
 	if err := guard.Remove(); err != nil {
 		return err
 	}
 	for _, path := range made {
-		w.crash("before remove " + path)
 		if err := w.host.Remove(path); err != nil {
 			return err
 		}
+		w.crash("after remove " + path)
 	}
 	for _, dir := range []string{"/etc/plenum", "/opt/plenum", "/run/plenum"} {
 		_ = os.Remove(w.host.Path(dir)) // what people put there keeps it

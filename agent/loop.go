@@ -49,6 +49,13 @@ func Run(ctx context.Context, o Options) error {
 	if !w.joined() {
 		return errors.New("this host is in no cluster: plenum init or plenum join TOKEN first")
 	}
+	for _, u := range w.units() {
+		if u.Name == "plenum-agent" {
+			if err := w.host.Services().Adopt(u); err != nil {
+				return err
+			}
+		}
+	}
 	w.log = o.Log
 	w.say = func(format string, args ...any) { o.Log.Info(sprintf(format, args...)) }
 	l := &loop{o: o, work: w, log: o.Log, metrics: newMetrics()}
@@ -89,6 +96,8 @@ func (l *loop) keep(ctx context.Context) error {
 		switch {
 		case ctx.Err() != nil:
 			return nil
+		case errors.Is(err, errLeft):
+			return err
 		case err == nil:
 			said = ""
 		case err.Error() != said: // once, not every few seconds
@@ -104,6 +113,9 @@ func (l *loop) keep(ctx context.Context) error {
 	}
 }
 
+// errLeft ends the agent of a host that took leave.
+var errLeft = errors.New("the host has left its cluster")
+
 // look is one turn. A command that works on the host goes first.
 func (l *loop) look(ctx context.Context) error {
 	lock, err := l.work.host.Lock(lockFile, false)
@@ -116,12 +128,22 @@ func (l *loop) look(ctx context.Context) error {
 		return err
 	}
 	if !w.joined() {
-		return errors.New("the host has left its cluster")
+		return errLeft
 	}
 	renewErr := l.renew(ctx)
 	d := w.desired()
 	d.Services = slices.DeleteFunc(d.Services, func(s Service) bool { return s.Name == "plenum-agent" }) // that is us
-	n, err := w.apply(ctx, d)
+	n, err := w.apply(ctx, d.only("plenum-overlay"))
+	if err == nil && n > 0 { // after a boot the others find no address before the networks are up
+		_ = w.until(ctx, "the encrypted networks", 10*time.Second, func(ctx context.Context) error {
+			return overlayUp(ctx, w.host.Root(), join.Answer{})
+		})
+	}
+	if err == nil {
+		var more int
+		more, err = w.apply(ctx, d)
+		n += more
+	}
 	l.metrics.steps.Add(float64(n))
 	if err == nil && w.is(join.RoleServer) {
 		err = w.unseal(ctx)

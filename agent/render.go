@@ -78,6 +78,8 @@ func (v *view) consul() []byte {
 	}
 	if v.is(join.RoleServer) {
 		o["server"] = true
+		// A server that is off stays a member until somebody revokes it: it comes back with all it had.
+		o["autopilot"] = object{"cleanup_dead_servers": false}
 		if v.first {
 			o["bootstrap_expect"] = 1
 		}
@@ -120,6 +122,7 @@ func (v *view) nomad() []byte {
 			server["encrypt"] = a.Secrets.NomadGossip
 		}
 		o["server"] = server
+		o["autopilot"] = object{"cleanup_dead_servers": false}
 	}
 	if a.Nomad.Introduction != "" {
 		meta := object{"plenum_region": a.Region}

@@ -128,16 +128,38 @@ func (c *children) Start(ctx context.Context, u Unit) error {
 	if err := limitFiles(pid, cmp.Or(u.NoFile, 65536)); err != nil {
 		return errors.Join(fmt.Errorf("%s: limit of open files: %w", u.Name, err), cmd.Process.Kill())
 	}
-	start, _, err := processStart(pid)
-	if err == nil {
-		text, _ := json.Marshal(child{PID: pid, Start: start, Boot: bootID(), Unit: u.Digest()})
-		err = c.h.Write(c.file(u.Name), text, 0o600)
-	}
-	if err != nil {
+	if err := c.note(u, pid); err != nil {
 		return errors.Join(fmt.Errorf("%s: %w", u.Name, err), cmd.Process.Kill())
 	}
 	_, err = gate.Write([]byte("go\n"))
 	return err
+}
+
+// note writes which process the service is.
+func (c *children) note(u Unit, pid int) error {
+	start, _, err := processStart(pid)
+	if err != nil {
+		return err
+	}
+	text, err := json.Marshal(child{PID: pid, Start: start, Boot: bootID(), Unit: u.Digest()})
+	if err != nil {
+		return err
+	}
+	return c.h.Write(c.file(u.Name), text, 0o600)
+}
+
+func (c *children) Adopt(u Unit) error {
+	k, err := c.load(u.Name)
+	if err != nil || k.alive() && k.PID == os.Getpid() {
+		return err
+	}
+	if k.alive() {
+		return fmt.Errorf("%s runs already, as process %d", u.Name, k.PID)
+	}
+	if err := os.MkdirAll(c.h.Path("var/lib/plenum/run"), 0o750); err != nil {
+		return err
+	}
+	return c.note(u, os.Getpid())
 }
 
 // limitFiles lets a process have so many files open, or as many as a container allows.

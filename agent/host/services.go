@@ -29,6 +29,9 @@ type Services interface {
 	State(ctx context.Context, name string) (State, error)
 	// Start starts the service, or starts it anew when it runs, and has it start again at boot.
 	Start(ctx context.Context, u Unit) error
+	// Adopt makes this process the service u, if it is not already and nobody else is: somebody started it by hand, or
+	// whatever starts programs where there is no systemd.
+	Adopt(u Unit) error
 	// Signal sends a signal to the service's main process.
 	Signal(ctx context.Context, name string, sig syscall.Signal) error
 	// Stop stops the service with all its processes but those that it has left to themselves, and forgets it.

@@ -126,6 +126,9 @@ func wait(ctx context.Context, unit string, start func(chan<- string) error) err
 	}
 }
 
+// Adopt leaves it to systemd to know its units.
+func (s *systemd) Adopt(Unit) error { return nil }
+
 func (s *systemd) Signal(ctx context.Context, name string, sig syscall.Signal) error {
 	return s.with(ctx, func(c *dbus.Conn) error {
 		return c.KillUnitWithTarget(ctx, name+".service", dbus.Main, int32(sig))

@@ -1,0 +1,231 @@
+//go:build linux
+
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"plenum/overlay"
+	"plenum/overlay/netlab"
+)
+
+// TestCluster is the life of a cluster: made, joined by hosts one of which is killed after each of its steps, run for
+// longer than its certificates live while agents are killed, rebooted, and left again. Packets flow all the time.
+func TestCluster(t *testing.T) {
+	c := newCluster(t)
+	srv, b, d := c.box("srv"), c.box("b"), c.box("d")
+
+	plan := srv.plenum(append(c.initArgs(srv), "--plan")...)
+	for _, want := range []string{"initialise Vault", "write /etc/plenum/consul.json", "start Nomad", "net.core.rmem_max"} {
+		if !strings.Contains(plan, want) {
+			t.Errorf("the plan does not say %q:\n%s", want, plan)
+		}
+	}
+	if left := filesBelow(t, srv.root); len(left) > 0 {
+		t.Fatalf("--plan made %v", left)
+	}
+	c.found(srv, "--host-life", "60s", "--server-life", "90s")
+	if out := srv.plenum(c.initArgs(srv)...); !strings.Contains(out, "nothing to do") {
+		t.Errorf("a second init says\n%s", out)
+	}
+
+	// b is killed after each of its steps, and goes on.
+	token := c.token("ber", "shard,bridge")
+	if n := b.killed("join", token, "--host", "b", "--binaries", c.bin); n < 20 {
+		t.Errorf("only %d places where join was killed", n)
+	}
+	if out := b.join(token); !strings.Contains(out, "nothing to do") {
+		t.Errorf("a second join says\n%s", out)
+	}
+
+	start := time.Now()
+	d.join(c.token("muc", "bridge"))
+	t.Logf("d joined in %s", time.Since(start).Round(100*time.Millisecond))
+	c.whole(90*time.Second, srv, b, d)
+	if r := c.first.report().host("d"); !slices.Equal(r.Roles, []string{"bridge"}) || r.Region != "muc" {
+		t.Errorf("d is %+v", r)
+	}
+
+	// A token is one host's: d's name by another key is refused before anything happens.
+	e := c.box("e")
+	if out, err := e.try(nil, "join", token, "--host", "e", "--binaries", c.bin); err == nil || !strings.Contains(out, "token-used") {
+		t.Errorf("another host with b's token: %v\n%s", err, out)
+	}
+
+	// Packets flow on both planes while agents die and certificates are renewed.
+	flows := []*flow{c.flow(b, "10.86.0.3"), c.flow(d, "10.87.0.2")}
+	before := srv.report().host("d").Certificate
+	for i := range agentKills() {
+		pid := b.agentPID()
+		check(t, kill(b, pid))
+		b.reboot() // whoever runs it starts it again
+		c.eventually(30*time.Second, func() error {
+			if now := b.agentPID(); now == pid || now == "" {
+				return fmt.Errorf("kill %d: no new agent", i)
+			}
+			return nil
+		})
+	}
+	renewed := c.eventually(2*time.Minute, func() error {
+		if now := srv.report().host("d").Certificate; !now.After(before) {
+			return fmt.Errorf("d's certificate is still of %s", now)
+		}
+		return nil
+	})
+	t.Logf("d's certificate was renewed %s after the kills", renewed.Round(time.Second))
+	for _, f := range flows {
+		if sent, lost := f.halt(); lost > 0 || sent < 100 {
+			t.Errorf("%d of %d packets lost", lost, sent)
+		} else {
+			t.Logf("0 of %d packets lost", sent)
+		}
+	}
+	for name, status := range c.nodes() {
+		if status != "ready" {
+			t.Errorf("node %s is %s after the kills", name, status)
+		}
+	}
+
+	// All hosts lose power at once. What starts at boot is the agent alone.
+	for _, x := range []*box{srv, b, d} {
+		x.KillAll()
+	}
+	for _, x := range []*box{srv, b, d} {
+		x.reboot()
+	}
+	t.Logf("whole again %s after all hosts lost power", c.whole(3*time.Minute, srv, b, d).Round(100*time.Millisecond))
+
+	// A host that is revoked is nobody's peer at once.
+	start = time.Now()
+	revoke := srv.StartCmd(srv.command("host", "revoke", "d"))
+	c.eventually(30*time.Second, func() error {
+		s, err := overlay.Read(t.Context(), b.root)
+		for _, p := range s.Paths {
+			if p.Host == "d" && p.Up {
+				return errors.New("b still reaches d by " + string(p.Plane))
+			}
+		}
+		return err
+	})
+	cut := time.Since(start)
+	if err := revoke.Wait(); err != nil {
+		t.Errorf("revoke: %v: %s", err, revoke.Output())
+	}
+	if t.Logf("d was cut off after %s, forgotten after %s", cut.Round(100*time.Millisecond), time.Since(start).Round(100*time.Millisecond)); cut > 10*time.Second {
+		t.Errorf("d was cut off after %s", cut)
+	}
+	if _, there := c.nodes()["d"]; there {
+		t.Error("d is still a node")
+	}
+
+	// b leaves, killed after each step too, and nothing of plenum is left.
+	check(t, os.WriteFile(filepath.Join(b.root, "etc/plenum/own.txt"), []byte("mine"), 0o600))
+	if n := b.killed("leave"); n < 5 {
+		t.Errorf("only %d places where leave was killed", n)
+	}
+	if diff := cmp.Diff([]string{"etc/plenum/own.txt"}, slices.DeleteFunc(filesBelow(t, b.root), func(f string) bool { return strings.HasPrefix(f, "proc/") })); diff != "" {
+		t.Errorf("after leave (-want +got):\n%s", diff)
+	}
+	if out, err := b.Run("ip", "link", "show", controlDevice); err == nil {
+		t.Errorf("a device is left: %s", out)
+	}
+	if out, _ := b.Run("nft", "list", "ruleset"); strings.Contains(out, "plenum") {
+		t.Errorf("rules are left:\n%s", out)
+	}
+	c.eventually(20*time.Second, func() error { // the agent sees for itself that it is not needed any more
+		if out, _ := b.Run("ps", "-eo", "args"); strings.Contains(out, b.root) {
+			return fmt.Errorf("processes are left:\n%s", out)
+		}
+		return nil
+	})
+	c.eventually(time.Minute, func() error {
+		if nodes := c.nodes(); len(nodes) != 1 {
+			return fmt.Errorf("nodes are %v", nodes)
+		}
+		return nil
+	})
+}
+
+func agentKills() int {
+	if os.Getenv("PLENUM_CHAOS") != "" {
+		return 20
+	}
+	return 5
+}
+
+// filesBelow are those below a root.
+func filesBelow(t *testing.T, root string) (all []string) {
+	t.Helper()
+	check(t, filepath.WalkDir(root, func(path string, d os.DirEntry, err error) error {
+		if err == nil && !d.IsDir() {
+			name, _ := filepath.Rel(root, path)
+			all = append(all, name)
+		}
+		return err
+	}))
+	return all
+}
+
+// reboot starts what starts at boot.
+func (b *box) reboot() {
+	cmd := exec.Command(filepath.Join(b.root, binDir, "plenum"), "run", "agent", "--root", b.root)
+	cmd.Env, cmd.Dir = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + b.root}, b.root
+	log, err := os.OpenFile(filepath.Join(b.root, "var/log/plenum/plenum-agent.log"), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o640)
+	check(b.c.t, err)
+	defer log.Close()
+	cmd.Stdout, cmd.Stderr = log, log
+	b.agent = b.StartCmd(cmd)
+}
+
+// agentPID is the number of the agent on the host, as the host counts.
+func (b *box) agentPID() string {
+	out, _ := b.Run("pgrep", "-f", "run agent --root "+b.root)
+	return strings.TrimSpace(strings.SplitN(out, "\n", 2)[0])
+}
+
+func kill(b *box, pid string) error {
+	out, err := b.Run("kill", "-9", pid)
+	if err != nil {
+		return fmt.Errorf("kill %q: %w: %s", pid, err, out)
+	}
+	return nil
+}
+
+// A flow is fifty questions a second from one host to an address of another, and their answers. Answers pass the
+// firewall of the control plane, which lets little else in.
+type flow struct {
+	c *cluster
+	p *netlab.Process
+}
+
+func (c *cluster) flow(from *box, target string) *flow {
+	return &flow{c, from.Start("ping", "-n", "-q", "-i", "0.02", "-W", "5", target)}
+}
+
+var pingSummary = regexp.MustCompile(`(\d+) packets transmitted, (\d+) received`)
+
+// halt says how many questions were asked and how many had no answer.
+func (f *flow) halt() (sent, lost int) {
+	f.c.t.Helper()
+	check(f.c.t, f.p.Signal(os.Interrupt))
+	_ = f.p.Wait()
+	m := pingSummary.FindStringSubmatch(f.p.Output())
+	if m == nil {
+		f.c.t.Fatalf("ping wrote %q", f.p.Output()[max(0, len(f.p.Output())-500):])
+	}
+	sent, _ = strconv.Atoi(m[1])
+	got, _ := strconv.Atoi(m[2])
+	return sent, sent - got
+}
