@@ -44,11 +44,7 @@ func (n names) tenant(t string) string {
 
 // room returns the address of a room by what a link calls it, or the zero one.
 func (n names) room(raw, tenant string) jid.JID {
-	name, err := meet.RoomName(raw, "")
-	if err != nil {
-		return jid.JID{}
-	}
-	room, err := jid.New(name, n.tenant(strings.ToLower(tenant)), "")
+	room, err := meet.Room(raw, tenant, n.domain)
 	if err != nil {
 		return jid.JID{}
 	}

@@ -9,7 +9,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"plenum/wire/jid"
 	"plenum/wire/xmpp"
 )
 
@@ -173,28 +172,29 @@ func TestMetadata(t *testing.T) {
 	}
 }
 
-func TestRoomName(t *testing.T) {
+func TestRoom(t *testing.T) {
 	for _, c := range []struct{ raw, tenant, want string }{
 		{"standup", "", "standup"}, {"StandUp", "", "standup"}, {"Team Stand-Up", "", "team%20stand-up"}, {"team%20stand-up", "", "team%20stand-up"},
-		{"Team%20Stand-Up", "Acme", "[acme]team%20stand-up"}, {"план", "", "%d0%bf%d0%bb%d0%b0%d0%bd"}, {"%D0%9F%D0%BB%D0%B0%D0%BD", "", "%d0%bf%d0%bb%d0%b0%d0%bd"},
+		{"Team%20Stand-Up", "Acme", "team%20stand-up"}, {"план", "", "%d0%bf%d0%bb%d0%b0%d0%bd"}, {"%D0%9F%D0%BB%D0%B0%D0%BD", "", "%d0%bf%d0%bb%d0%b0%d0%bd"},
 		{"ﬁnal", "", "final"}, {"100%", "", "100%25"}, {"100%25", "", "100%25"}, {"[acme]x", "", "%5bacme%5dx"}, {"a/b", "", "a%2fb"}, {"%41", "", "a"}, {"a@b", "", "a%40b"},
 		{"ΟΔΟΣ", "", "%ce%bf%ce%b4%ce%bf%cf%82"}, {"a(b)!", "", "a(b)!"},
 	} {
-		got, err := RoomName(c.raw, c.tenant)
-		if err != nil || got != c.want {
-			t.Errorf("%q, %q: %q, %v, want %q", c.raw, c.tenant, got, err, c.want)
+		domain := "conference.meet.local"
+		if c.tenant != "" {
+			domain = "conference.acme.meet.local"
 		}
-		if _, err := jid.New(got, "conference.meet.local", ""); err != nil {
-			t.Errorf("%q is not a local part: %v", got, err)
+		got, err := Room(c.raw, c.tenant, "meet.local")
+		if err != nil || got.Local() != c.want || got.Domain() != domain {
+			t.Errorf("%q, %q: %v, %v, want %s@%s", c.raw, c.tenant, got, err, c.want, domain)
 		}
 	}
 	for _, raw := range []string{"", "it's", "it%27s", "\xff", strings.Repeat("a", maxRoomBytes+1), strings.Repeat("%", maxRoomBytes)} {
-		if got, err := RoomName(raw, ""); !errors.Is(err, ErrRoomName) {
-			t.Errorf("%.20q: %.20q, %v", raw, got, err)
+		if got, err := Room(raw, "", "meet.local"); !errors.Is(err, ErrRoomName) {
+			t.Errorf("%.20q: %.20v, %v", raw, got, err)
 		}
 	}
-	if got, err := RoomName("a", "it's"); !errors.Is(err, ErrRoomName) {
-		t.Errorf("tenant: %q, %v", got, err)
+	if got, err := Room("a", "it's", "meet.local"); !errors.Is(err, ErrRoomName) {
+		t.Errorf("tenant: %v, %v", got, err)
 	}
 	if !ReservedName("static") || !ReservedName("XMPP-WebSocket") || ReservedName("standup") {
 		t.Error("ReservedName")
@@ -212,18 +212,18 @@ func TestIsEndpoint(t *testing.T) {
 	}
 }
 
-func FuzzRoomName(f *testing.F) {
+// FuzzRoom: what one shard calls a room is what another makes of that name.
+func FuzzRoom(f *testing.F) {
 	for _, s := range []string{"standup", "Team Stand-Up", "%D0%9F", "100%", "İ", "ΟΔΟΣ", "a'b", "ﬁ", "%2525"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		name, err := RoomName(s, "Acme")
+		room, err := Room(s, "Acme", "meet.local")
 		if err != nil {
 			return
 		}
-		j, err := jid.New(name, "c", "")
-		if err != nil || j.Local() != name {
-			t.Fatalf("%q: %q as local part: %q, %v", s, name, j.Local(), err)
+		if again, err := Room(room.Local(), "acme", "meet.local"); err != nil || again != room {
+			t.Fatalf("%q: %v, and again %v, %v", s, room, again, err)
 		}
 	})
 }

@@ -22,31 +22,10 @@ const maxRoomBytes = 1023
 // ErrRoomName is returned for text that cannot name a room.
 var ErrRoomName = errors.New("invalid room name")
 
-// RoomName turns what stands in an address into the local part of the room's JID, as the client does: decoded,
-// NFKC, lower case, encoded as in a URL, lower case again. Names that already are so come back as they are.
-// With a tenant the result is "[tenant]room".
-func RoomName(raw, tenant string) (string, error) {
-	room, err := safeName(raw)
-	if err != nil {
-		return "", err
-	}
-	if tenant != "" {
-		prefix, err := safeName(tenant)
-		if err != nil {
-			return "", err
-		}
-		room = "[" + prefix + "]" + room
-	}
-	if len(room) > maxRoomBytes {
-		return "", ErrRoomName
-	}
-	return room, nil
-}
-
 // Room is the address of a room by what a link calls it and the tenant in it: ROOM@conference.DOMAIN, or
 // ROOM@conference.TENANT.DOMAIN. It is what a room is known by everywhere, edges and shards alike.
 func Room(raw, tenant, domain string) (jid.JID, error) {
-	name, err := RoomName(raw, "")
+	name, err := roomName(raw)
 	if err != nil {
 		return jid.JID{}, err
 	}
@@ -60,7 +39,9 @@ func Room(raw, tenant, domain string) (jid.JID, error) {
 	return room, nil
 }
 
-func safeName(s string) (string, error) {
+// roomName turns what stands in a link into the local part of a room's address, as the client does: decoded,
+// NFKC, lower case, encoded as in a URL, lower case again. Names that already are so come back as they are.
+func roomName(s string) (string, error) {
 	if len(s) > maxRoomBytes {
 		return "", ErrRoomName
 	}
@@ -73,7 +54,7 @@ func safeName(s string) (string, error) {
 	s = cases.Lower(language.Und).String(s)
 	s = escape(s)
 	// Of what URLs leave as it is, the apostrophe may not be in a JID (RFC 7622, 3.3.1).
-	if s == "" || strings.Contains(s, "'") {
+	if s == "" || len(s) > maxRoomBytes || strings.Contains(s, "'") {
 		return "", ErrRoomName
 	}
 	return s, nil
