@@ -59,8 +59,14 @@ type records interface {
 	Lock(ctx context.Context, room, session string, r Record) (token uint64, err error)
 	// Unlock gives the lock up; keep leaves the record, for the next owner.
 	Unlock(ctx context.Context, room, session string, keep bool) error
+}
+
+// survey is what looks at all records at once.
+type survey interface {
 	// Locked returns the rooms that a session has locked.
 	Locked(ctx context.Context, session string) (map[string]Record, error)
+	// Sweep removes the records that nobody has locked, and that were so already when before was returned.
+	Sweep(ctx context.Context, before map[string]uint64) (unlocked map[string]uint64, err error)
 }
 
 var (
@@ -73,6 +79,8 @@ var (
 const (
 	// unusedAfter is how long a room is kept that a socket came for and that did not open.
 	unusedAfter = 30 * time.Second
+	// sweepEvery is how often records are looked for whose rooms no owner has come for.
+	sweepEvery = 10 * time.Minute
 	// requestTimeout bounds one request about a room.
 	requestTimeout = 2 * time.Second
 	// lockRetry is the pause before a lock is tried again that somebody has just lost.
@@ -110,6 +118,7 @@ type ConsulConfig struct {
 	now      func() boottime
 	sessions sessions
 	records  records
+	survey   survey
 }
 
 // Consul is the Owner of a shard in a cluster. Run keeps its session; its other methods may be called from any
@@ -173,7 +182,7 @@ func NewConsul(ctx context.Context, cfg ConsulConfig) (*Consul, error) {
 		if err != nil {
 			return nil, err
 		}
-		cfg.sessions, cfg.records = s, s
+		cfg.sessions, cfg.records, cfg.survey = s, s, s
 	}
 	c := &Consul{cfg: cfg, seed: maphash.MakeSeed(), rooms: map[jid.JID]*holding{}}
 	c.right.Store(&right{ttl: cfg.TTL, life: 1})
@@ -222,7 +231,7 @@ func (c *Consul) begin(ctx context.Context) error {
 
 // adopt tells the others where the rooms are now that this shard had before it was restarted.
 func (c *Consul) adopt(ctx context.Context) error {
-	had, err := c.cfg.records.Locked(ctx, c.session)
+	had, err := c.cfg.survey.Locked(ctx, c.session)
 	if err != nil {
 		return err
 	}
@@ -336,12 +345,19 @@ func (c *Consul) Alive() uint64 {
 func (c *Consul) Run(ctx context.Context) error {
 	tick := time.NewTicker(c.cfg.TTL / 5)
 	defer tick.Stop()
+	sweep := time.NewTicker(sweepEvery)
+	defer sweep.Stop()
+	var unlocked map[string]uint64
 	for {
 		select {
 		case <-ctx.Done():
 			return c.end()
 		case <-tick.C:
 			c.step(ctx)
+		case <-sweep.C:
+			ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+			unlocked, _ = c.cfg.survey.Sweep(ctx, unlocked) // what is left over harms nobody
+			cancel()
 		}
 	}
 }

@@ -102,7 +102,7 @@ func shardAt(t *testing.T, consul *stack.Server, name string, change ...func(*Co
 		t.Fatal(err)
 	}
 	w, k := &weather{store: s}, new(clock)
-	cfg.sessions, cfg.records, cfg.now = w, w, k.now
+	cfg.sessions, cfg.records, cfg.survey, cfg.now = w, w, s, k.now
 	for _, f := range change {
 		f(&cfg)
 	}
@@ -335,6 +335,25 @@ func TestConsul(t *testing.T) {
 		a.step(t.Context())
 		if !ours.Held() || ours.Fence() == 0 || !old.Held() || !theirs.Held() {
 			t.Errorf("back: ours %v (token %d), old %v", ours.Held(), ours.Fence(), old.Held())
+		}
+	})
+
+	t.Run("swept", func(t *testing.T) {
+		a, w, _ := shardAt(t, consul, "a")
+		l, kept := acquire(t, a, room("left")), acquire(t, a, room("inuse"))
+		a.Move(room("left"), l.Token)
+		var seen map[string]uint64
+		for i, there := range []bool{true, true, false} { // as it is, seen once, seen twice
+			if e, err := w.Read(t.Context(), a.Key(room("left"))); err != nil || e.Exists != there {
+				t.Errorf("%d: %+v, %v", i, e, err)
+			}
+			var err error
+			if seen, err = w.Sweep(t.Context(), seen); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if e, _ := w.Read(t.Context(), a.Key(room("inuse"))); e.Session == "" || !kept.Held() {
+			t.Errorf("%+v", e)
 		}
 	})
 

@@ -186,6 +186,26 @@ func (s *store) Locked(ctx context.Context, session string) (map[string]Record, 
 	return ours, nil
 }
 
+func (s *store) Sweep(ctx context.Context, before map[string]uint64) (map[string]uint64, error) {
+	all, _, err := s.agent.KV().List(roomsPrefix, query(ctx))
+	if err != nil {
+		return nil, err
+	}
+	unlocked := map[string]uint64{}
+	for _, kv := range all {
+		switch {
+		case kv.Session != "":
+		case before[kv.Key] == kv.ModifyIndex:
+			if _, _, err := s.agent.KV().DeleteCAS(kv, write(ctx)); err != nil {
+				return unlocked, err
+			}
+		default:
+			unlocked[kv.Key] = kv.ModifyIndex
+		}
+	}
+	return unlocked, nil
+}
+
 // Pin is Ledger.Pin for a room's key.
 func (s *store) Pin(ctx context.Context, room, shard string) error {
 	if shard == "" {
