@@ -174,7 +174,7 @@ func benchmarkRooms(b *testing.B, s costScenario) {
 	}
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 	defer w.Flush()
-	fmt.Fprintf(w, "\nrooms of %d, %s\tkpps\tMbit/s\tns/pkt\tbridge cores\tload cores\tlost %%\tvideo p50/p99 ms\taudio p50/p99 ms\tRSS MB\tload avg\t\n", s.participants(), s.name)
+	fmt.Fprintf(w, "\nrooms of %d, %s\tkpps\tMbit/s\tns/pkt\tbridge cores\tload cores\tlost %%\tvideo p50/p99 ms\taudio p50/p99 ms\tstress\tRSS MB\tload avg\t\n", s.participants(), s.name)
 	good := 0
 	for rooms := 1; rooms <= *costRooms; rooms++ {
 		if err := joinThin(ctx, e, p.bridge, fmt.Sprint("room-", rooms), s); err != nil {
@@ -187,9 +187,9 @@ func benchmarkRooms(b *testing.B, s costScenario) {
 			b.Fatal(err)
 		}
 		lost := 100 * float64(c.count.Lost) / float64(c.count.Packets+c.count.Lost)
-		fmt.Fprintf(w, "%d\t%.1f\t%.0f\t%.0f\t%.2f\t%.2f\t%.3f\t%s\t%s\t%d\t%s\t%s\n", rooms*s.participants(), c.kpps(),
+		fmt.Fprintf(w, "%d\t%.1f\t%.0f\t%.0f\t%.2f\t%.2f\t%.3f\t%s\t%s\t%s\t%d\t%s\t%s\n", rooms*s.participants(), c.kpps(),
 			float64(c.count.Bytes)*8/1e6/c.window.Seconds(), c.ns(), c.cpu.Seconds()/c.window.Seconds(), c.own.Seconds()/c.window.Seconds(),
-			lost, delays(c.count.Video), delays(c.count.Audio), c.rss>>20, c.load, c.void(s, c))
+			lost, delays(c.count.Video), delays(c.count.Audio), p.stress(), c.rss>>20, c.load, c.void(s, c))
 		if lost >= 0.1 || max(c.count.Video.P99, c.count.Audio.P99) > 20*time.Millisecond {
 			break
 		}

@@ -105,8 +105,9 @@ func engine(tb testing.TB, cfg thin.Config) *thin.Engine {
 }
 
 // churn has participants join rooms on the bridge and leave them again, so many each second, until stop is called, which
-// waits until all have left. Each stays for one to three seconds and sends sound; every tenth room is a new one.
-func churn(ctx context.Context, e *thin.Engine, bridge string, rate float64) (stop func() (joined int, err error)) {
+// waits until all have left. Each stays for one to three seconds, and sends sound if they talk, of which the first is held
+// back until its source is known; every tenth room is a new one.
+func churn(ctx context.Context, e *thin.Engine, bridge string, rate float64, talk bool) (stop func() (joined int, err error)) {
 	ctx, cancel := context.WithCancel(ctx)
 	var all sync.WaitGroup
 	var mu sync.Mutex
@@ -124,7 +125,7 @@ func churn(ctx context.Context, e *thin.Engine, bridge string, rate float64) (st
 				id := fmt.Sprintf("%08x", 0xc0000000+n)
 				limit, done := context.WithTimeout(context.Background(), 30*time.Second)
 				defer done()
-				what := thin.Publish{Audio: true, Seed: uint64(n)}
+				what := thin.Publish{Audio: talk, Seed: uint64(n)}
 				p, err := room.Join(limit, id, what, thin.View{})
 				if err == nil {
 					err = p.Publish(what)
@@ -189,7 +190,7 @@ func TestSoak(t *testing.T) {
 	for range rounds {
 		e.Reset()
 		began := time.Now()
-		stop := churn(ctx, e, p.bridge, *soakRate)
+		stop := churn(ctx, e, p.bridge, *soakRate, true)
 		people := 0
 		for time.Since(began) < *soakLength/rounds {
 			if err := comeAndGo(ctx, p.shard, people); err != nil {
@@ -338,7 +339,7 @@ func benchmarkScale(b *testing.B, s costScenario, rooms int, rate float64) {
 	name := "plenum"
 	end := func() (int, error) { return 0, nil }
 	if rate > 0 {
-		end = churn(ctx, e, p.bridge, rate)
+		end = churn(ctx, e, p.bridge, rate, false)
 		name = fmt.Sprintf("plenum, %.0f come and go each second", rate)
 	}
 	c, err := p.window(e)
