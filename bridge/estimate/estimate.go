@@ -271,7 +271,8 @@ func (e *Estimator) set(bps float64) {
 
 // cut goes below what arrives while a queue builds up.
 func (e *Estimator) cut(at micros) {
-	arriving := e.arrived.over(200_000)
+	// A moment in which nothing comes is no reason to stop: what came before it counts as well.
+	arriving := max(e.arrived.over(200_000), 0.6*e.arrived.over(475_000))
 	if arriving == 0 {
 		return
 	}

@@ -378,3 +378,21 @@ func TestLostFeedback(t *testing.T) {
 		t.Errorf("%.0f bit/s, packets wait %v", video, wait)
 	}
 }
+
+// TestStall has nothing arrive for half a second every ten seconds, as when the receiver's processor or radio is busy: the
+// estimate survives it.
+func TestStall(t *testing.T) {
+	f := newFlow(newWorld(path{rate: 3e6, queue: 2 * time.Second, delay: 20 * time.Millisecond}), cameras...)
+	f.pass(10 * time.Second)
+	f.got = [3]int{}
+	for range 4 {
+		f.pass(9500 * time.Millisecond)
+		f.w.last = f.w.now.Add(500 * time.Millisecond)
+		f.pass(500 * time.Millisecond)
+	}
+	video := float64(f.got[Video]) * 8 / 40
+	f.log(t, "stalls", video, 0)
+	if video < 1.1e6 {
+		t.Errorf("%.0f bit/s of video", video)
+	}
+}
