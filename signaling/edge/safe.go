@@ -125,7 +125,7 @@ func (s *safe) Stat(ctx context.Context, key string) (certmagic.KeyInfo, error) 
 
 // Lock waits until no other edge works on name. The lock ends with this process.
 func (s *safe) Lock(ctx context.Context, name string) error {
-	l, err := s.client.LockOpts(&api.LockOptions{Key: safePrefix + path.Join("locks", name), SessionTTL: "15s", LockDelay: time.Second})
+	l, err := s.client.LockOpts(&api.LockOptions{Key: safePrefix + path.Join("locks", name), SessionTTL: "15s", LockDelay: time.Second, LockWaitTime: time.Second})
 	if err != nil {
 		return err
 	}
