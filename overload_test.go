@@ -44,7 +44,7 @@ func (o *slowOwner) Acquire(ctx context.Context, room jid.JID) (rooms.Lease, err
 // are told to come again, each at another time; who joins a room that is there notices nothing, and when the store is
 // well again everybody gets a room without a second wave.
 func TestWaterfall(t *testing.T) {
-	slow, crowd := 500*time.Millisecond, 300
+	slow, crowd := 500*time.Millisecond, 240
 	if fullLength() {
 		slow = 5 * time.Second
 	}
