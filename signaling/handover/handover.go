@@ -6,6 +6,7 @@ package handover
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -28,8 +29,9 @@ const Header = "X-Plenum-Handover"
 // A request for a room whose shard does not answer is held for so long, and looked at so often. Locks of a shard
 // that was lost are free after twice the lease and the lock-delay.
 const (
-	holdTime  = 15 * time.Second
-	holdRetry = 300 * time.Millisecond
+	holdTime   = 15 * time.Second
+	holdRetry  = 300 * time.Millisecond
+	answerTime = time.Second
 )
 
 // Owners say which shard has a room; *rooms.Consul is one.
@@ -180,15 +182,20 @@ func (p *Proxy) find(r *http.Request, room jid.JID) (rooms.Shard, error) {
 	}
 }
 
-// answers reports whether a shard takes connections.
+// answers reports whether a shard says anything: a frozen one takes connections, too.
 func (p *Proxy) answers(ctx context.Context, s rooms.Shard) bool {
-	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	ctx, cancel := context.WithTimeout(ctx, answerTime)
 	defer cancel()
-	conn, err := new(net.Dialer).DialContext(ctx, "tcp", s.Addr)
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.Addr+"/about/health", nil)
 	if err != nil {
 		return false
 	}
-	conn.Close()
+	res, err := p.proxy.Transport.RoundTrip(r)
+	if err != nil {
+		return false
+	}
+	io.Copy(io.Discard, io.LimitReader(res.Body, 1<<10))
+	res.Body.Close()
 	return true
 }
 
