@@ -13,6 +13,7 @@ import (
 
 	"plenum/bridge/allocate"
 	"plenum/bridge/codec"
+	"plenum/bridge/pace"
 	"plenum/bridge/packet"
 	"plenum/bridge/speaker"
 )
@@ -86,6 +87,7 @@ type Conference struct {
 
 	fed []*Endpoint // that are due transport-wide feedback
 
+	spare    pace.Spare
 	paced    []*Endpoint // that have something to be sent in a few milliseconds
 	rebudget []*Endpoint // whose way carries more or less than when their layers were chosen
 

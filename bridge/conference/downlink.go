@@ -60,7 +60,8 @@ type downlink struct {
 }
 
 // begin starts with a new connection.
-func (d *downlink) begin(now time.Time) {
+func (d *downlink) begin(spare *pace.Spare, now time.Time) {
+	d.pace.Spare = spare
 	if d.est == nil {
 		d.est, d.since, d.limit = estimate.New(now), now, estimate.Unlimited
 	}
@@ -71,6 +72,7 @@ type tag struct {
 	at     uint16 // where in the header the transport-wide number goes; 0 none
 	kind   estimate.Kind
 	repair bool
+	key    bool // part of a key frame
 }
 
 func (t tag) pack() uint32 {
@@ -93,7 +95,9 @@ func (e *Endpoint) transmit(header, payload []byte, t tag, now time.Time) {
 	if t.kind == estimate.Audio || t.repair {
 		d.beside.Add(n+estimate.Overhead, now)
 	}
-	if !d.pace.Pass(n, t.kind == estimate.Audio, now) {
+	// Key frames and repairs are bursts, and what follows them in order; anything else goes straight out.
+	waiting, _ := d.pace.Waiting()
+	if !d.pace.Pass(n, t.kind == estimate.Audio || waiting == 0 && !t.key && !t.repair, now) {
 		d.pace.Put(header, payload, t.pack())
 		e.c.stats.Paced++
 		e.release(now)

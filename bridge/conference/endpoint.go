@@ -389,7 +389,7 @@ func (e *Endpoint) tell(kind Kind, m []Mapping) {
 // Connected says that media can be sent: the keys are there.
 func (e *Endpoint) Connected(now time.Time) {
 	e.connected = true
-	e.down.begin(now)
+	e.down.begin(&e.c.spare, now)
 	e.freshen()
 	e.c.changed(now)
 }

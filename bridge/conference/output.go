@@ -31,6 +31,8 @@ type output struct {
 	owner     EndpointID
 	stream    project.Stream
 	rtxSeq    uint16
+	key       uint32 // timestamp of the last key frame, if there was one
+	keyed     bool
 	repairs   *repairs  // nil until something is asked for again
 	used      time.Time // last packet, or when it was given
 	askAt     time.Time // until then no key frame is asked for only to change the spatial layer
@@ -244,6 +246,10 @@ func (o *output) send(p *project.Packet) {
 	}
 	o.count(len(header), len(payload))
 	o.used = p.Arrival
+	if p.Frame.Key {
+		o.key, o.keyed = out.Timestamp, true
+	}
+	tag.key = o.keyed && o.key == out.Timestamp
 	o.e.transmit(header, payload, tag, p.Arrival)
 }
 

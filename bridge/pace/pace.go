@@ -7,13 +7,41 @@ import "time"
 
 const (
 	burstSpan = 15 * time.Millisecond
-	minBurst  = 6_000     // bytes: a frame of a small picture is no burst
+	minBurst  = 8_000     // bytes: a frame of a small picture is no burst
 	maxQueue  = 256 << 10 // bytes that may wait; more pushes the first ones out
 	maxWait   = 400 * time.Millisecond
 )
 
+// Spare are buffers that the pacers of one goroutine share: few have something waiting at a time. The zero value is ready
+// to use.
+type Spare [][]byte
+
+const (
+	bufferBytes = 32 << 10
+	maxSpare    = 64
+)
+
+func (s *Spare) take() []byte {
+	if s == nil || len(*s) == 0 {
+		return make([]byte, 0, bufferBytes)
+	}
+	last := len(*s) - 1
+	b := (*s)[last]
+	*s = (*s)[:last]
+	return b
+}
+
+func (s *Spare) give(b []byte) {
+	if s != nil && len(*s) < maxSpare && cap(b) <= 2*bufferBytes {
+		*s = append(*s, b[:0])
+	}
+}
+
 // A Pacer belongs to one receiver. The zero value lets everything pass.
 type Pacer struct {
+	// Spare is where its buffers come from and go to; nil makes new ones.
+	Spare *Spare
+
 	rate  float64 // bytes per second; 0 no limit
 	burst float64
 	room  float64 // bytes that may go at once; below 0 is debt
@@ -27,7 +55,7 @@ type Pacer struct {
 	Waited, Overflowed uint64
 }
 
-// An Item is one packet of the queue. Its slices are valid until the next Put.
+// An Item is one packet of the queue. Its slices are valid until the next Put of any pacer with the same Spare.
 type Item struct {
 	Header, Payload []byte
 	Tag             uint32 // as given to Put
@@ -55,7 +83,7 @@ func (p *Pacer) Pass(n int, urgent bool, now time.Time) bool {
 	if !urgent && (p.count > 0 || p.room <= 0) {
 		return false
 	}
-	p.room -= float64(n)
+	p.room = max(p.room-float64(n), -p.burst) // urgent ones make no debt that others would have to wait for
 	return true
 }
 
@@ -68,6 +96,9 @@ func (p *Pacer) fill(now time.Time) {
 
 // Put queues a packet that did not pass; it is copied. Next comes next: when too much waits, the first must go.
 func (p *Pacer) Put(header, payload []byte, tag uint32) {
+	if p.queue == nil {
+		p.queue = p.Spare.take()
+	}
 	if p.head > len(p.queue)/2 {
 		p.queue, p.head = p.queue[:copy(p.queue, p.queue[p.head:])], 0
 	}
@@ -98,8 +129,9 @@ func (p *Pacer) Next(now time.Time) (it Item, ok bool) {
 	it.Header, it.Payload = b[:h:h], b[h:h+n:h+n]
 	p.head += entryBytes + h + n
 	p.room -= float64(h + n)
-	if p.count--; p.count == 0 && cap(p.queue) > 4*minBurst {
-		p.queue, p.head = nil, 0 // the item keeps it for as long as it is needed
+	if p.count--; p.count == 0 {
+		p.Spare.give(p.queue)
+		p.queue, p.head = nil, 0
 	}
 	return it, true
 }

@@ -19,7 +19,7 @@ func TestNoLimit(t *testing.T) {
 
 // A burst goes out at the rate, in order and whole, and sound does not wait behind it.
 func TestBurst(t *testing.T) {
-	var p Pacer
+	p := Pacer{Spare: new(Spare)}
 	p.Limit(1_200_000)
 	now := start
 	direct, queued := 0, 0
@@ -63,6 +63,9 @@ func TestBurst(t *testing.T) {
 	}
 	if next != 60 {
 		t.Errorf("%d of 60 went out", next)
+	}
+	if len(*p.Spare) != 1 {
+		t.Error("its buffer is not given back")
 	}
 	if d := now.Sub(start); d < 250*time.Millisecond {
 		t.Errorf("48 kB went out in %v", d)
