@@ -210,7 +210,10 @@ func (v *Vault) Unseal(ctx context.Context, shares ...string) error {
 func (v *Vault) await(ctx context.Context) error {
 	for {
 		h, err := v.client.Sys().HealthWithContext(ctx)
-		if err == nil && h.Initialized && !h.Sealed {
+		if err == nil && h.Sealed {
+			return fmt.Errorf("%w: it was sealed again", ErrSealed)
+		}
+		if err == nil && h.Initialized {
 			if l, err := v.client.Sys().LeaderWithContext(ctx); err == nil && (!l.HAEnabled || l.LeaderAddress != "") {
 				return nil
 			}
@@ -224,17 +227,11 @@ func (v *Vault) await(ctx context.Context) error {
 }
 
 // RaftJoin makes a Vault that was never initialised a member of the cluster of leader, the URL of another server's
-// listener on control; tlsCA, cert and key are PEM. Unseal it next.
+// listener on control; tlsCA, cert and key are PEM. It goes on trying by itself; Unseal it next, until that succeeds.
 func (v *Vault) RaftJoin(ctx context.Context, leader, tlsCA, cert, key string) error {
-	r, err := v.client.Sys().RaftJoinWithContext(ctx, &api.RaftJoinRequest{LeaderAPIAddr: leader, LeaderCACert: tlsCA,
+	_, err := v.client.Sys().RaftJoinWithContext(ctx, &api.RaftJoinRequest{LeaderAPIAddr: leader, LeaderCACert: tlsCA,
 		LeaderClientCert: cert, LeaderClientKey: key, Retry: true})
-	if err != nil {
-		return explain(err)
-	}
-	if !r.Joined {
-		return fmt.Errorf("vault: %s did not take this server", leader)
-	}
-	return nil
+	return explain(err)
 }
 
 // Root makes a root token out of the shares of the unseal key (those of the key file if none are given). Revoke it
@@ -286,8 +283,8 @@ func (v *Vault) Snapshot(ctx context.Context, root string, w io.Writer) error {
 	return explain(c.Sys().RaftSnapshotWithContext(ctx, w))
 }
 
-// Restore puts back what Snapshot wrote, on a Vault whose unseal key may be another: it is sealed afterwards, and opens
-// by the key of the snapshot.
+// Restore puts back what Snapshot wrote, on a Vault whose unseal key may be another. A moment later it seals itself, and
+// opens by the key of the snapshot: put that into the key file and Unseal until Trust is the old one.
 func (v *Vault) Restore(ctx context.Context, root string, r io.Reader) error {
 	c, err := v.as(root)
 	if err != nil {

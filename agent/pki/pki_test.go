@@ -34,8 +34,9 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// vault starts a server with its storage on disk, as a cluster's, and returns its address and a way to start it again.
-func vault(t *testing.T) (address string, restart func()) {
+// vault starts a server with its storage on disk, as a cluster's, and returns its address and a way to start it again;
+// a restart that is given false ends it.
+func vault(t *testing.T) (address string, restart func(...bool)) {
 	t.Helper()
 	dir := t.TempDir()
 	ports := freePorts(t, 2)
@@ -47,11 +48,11 @@ api_addr = %q
 cluster_addr = "https://127.0.0.1:%d"
 storage "raft" {
   path = %q
-  node_id = "one"
+  node_id = "n%[4]d"
   performance_multiplier = 1
 }
 listener "tcp" {
-  address = "127.0.0.1:%d"
+  address = "127.0.0.1:%[4]d"
   cluster_address = "127.0.0.1:%[2]d"
   tls_disable = true
 }
@@ -96,7 +97,11 @@ listener "tcp" {
 	}
 	start()
 	t.Cleanup(func() { stop() })
-	return address, func() { stop(); start() }
+	return address, func(again ...bool) {
+		if stop(); len(again) == 0 {
+			start()
+		}
+	}
 }
 
 func freePorts(t *testing.T, n int) (ports []int) {
@@ -436,6 +441,149 @@ func TestWrap(t *testing.T) {
 		got, err := Shared(ctx, v, "number", func() (int, error) { n++; return n, nil })
 		if err != nil || got != 1 {
 			t.Errorf("shared: %d, %v", got, err)
+		}
+	}
+}
+
+// TestServers makes three servers of one, loses the first, and goes on.
+func TestServers(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	leader, stop := vault(t)
+	cfg := config(t, leader)
+	v := setup(t, cfg)
+	keys, err := v.Keys()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var others []*Vault
+	for range 2 {
+		address, _ := vault(t)
+		c := config(t, address)
+		credential, err := v.Credential(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if credential == keys.Credential {
+			t.Error("two servers have one credential")
+		}
+		if err := (Keys{Unseal: keys.Unseal, Credential: credential}).Save(c.KeyFile); err != nil {
+			t.Fatal(err)
+		}
+		o, err := New(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := o.RaftJoin(ctx, leader, "", "", ""); err != nil {
+			t.Fatal(err)
+		}
+		for { // it takes the seal's settings from the leader in the background
+			if err = o.Unseal(ctx); err == nil || ctx.Err() != nil {
+				break
+			}
+			time.Sleep(200 * time.Millisecond)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		others = append(others, o)
+	}
+	record := roster.Record{Host: "b1", Epoch: 1, HostKey: make([]byte, 32), WireGuard: make([]byte, 32), Control: bridge.Control.Addr(), Media: netip.MustParseAddr("10.98.0.7")}
+	signs := func(o *Vault) {
+		t.Helper()
+		var err error
+		for {
+			if _, err = o.SignRecord(ctx, record); err == nil {
+				return
+			}
+			select {
+			case <-ctx.Done():
+				t.Fatalf("nothing is signed: %v", err)
+			case <-time.After(200 * time.Millisecond):
+			}
+		}
+	}
+	for _, o := range others {
+		signs(o)
+	}
+	// A member becomes a voter after ten seconds of standing; before that the loss of the first would be the end.
+	for voters := 0; voters < 3; {
+		root, err := v.Root(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, _ := v.as(root)
+		st, err := c.Sys().RaftAutopilotStateWithContext(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		voters = len(st.Voters)
+		if err := v.Revoke(ctx, root); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case <-ctx.Done():
+			t.Fatalf("%d voters", voters)
+		case <-time.After(500 * time.Millisecond):
+		}
+	}
+	stop(false)
+	for _, o := range others {
+		signs(o)
+	}
+}
+
+// TestRestore puts a snapshot onto a new server, which opens with the old keys and signs for the old hosts.
+func TestRestore(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	address, stop := vault(t)
+	v := setup(t, config(t, address))
+	old, err := v.Trust(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys, err := v.Keys()
+	if err != nil {
+		t.Fatal(err)
+	}
+	root, err := v.Root(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var snapshot bytes.Buffer
+	if err := v.Snapshot(ctx, root, &snapshot); err != nil {
+		t.Fatal(err)
+	}
+	stop(false)
+
+	address, _ = vault(t)
+	cfg := config(t, address)
+	n := setup(t, cfg)
+	if root, err = n.Root(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Restore(ctx, root, &snapshot); err != nil {
+		t.Fatal(err)
+	}
+	if err := keys.Save(cfg.KeyFile); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		if err = n.Unseal(ctx); err == nil {
+			var now Trust
+			if now, err = n.Trust(ctx); err == nil {
+				if now.NebulaPEM() != old.NebulaPEM() {
+					err = errors.New("the CAs are others")
+				} else if _, err = n.SignNebula(ctx, &now, bridge, x25519(t)); err == nil {
+					return
+				}
+			}
+		}
+		select {
+		case <-ctx.Done():
+			t.Fatal(err)
+		case <-time.After(200 * time.Millisecond):
 		}
 	}
 }
