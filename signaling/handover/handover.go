@@ -169,13 +169,17 @@ func (p *Proxy) Take(w http.ResponseWriter, r *http.Request, room jid.JID, c Cli
 func (p *Proxy) find(r *http.Request, room jid.JID) (rooms.Shard, error) {
 	for end := time.Now().Add(holdTime); ; {
 		owner, err := p.cfg.Owners.Find(r.Context(), room, true)
-		if err != nil || owner.Addr == "" || r.Header.Get(Header) != "" || p.answers(r.Context(), owner) || time.Now().After(end) {
+		switch {
+		case time.Now().After(end):
+			return owner, err
+		case errors.Is(err, rooms.ErrLocked): // nobody can have it yet
+		case err != nil, owner.Addr == "", r.Header.Get(Header) != "", p.answers(r.Context(), owner):
 			return owner, err
 		}
 		select {
 		case <-time.After(holdRetry):
 		case <-p.life.Done():
-			return owner, nil
+			return owner, context.Canceled
 		case <-r.Context().Done():
 			return owner, r.Context().Err()
 		}

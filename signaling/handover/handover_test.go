@@ -107,7 +107,9 @@ func TestTake(t *testing.T) {
 	gone := httptest.NewServer(nil)
 	gone.Close()
 	inA.set(rooms.Shard{Name: "c", Addr: gone.Listener.Addr().String()}, nil)
-	freed := time.AfterFunc(500*time.Millisecond, func() { inA.set(rooms.Shard{Name: "a"}, nil) })
+	locked := time.AfterFunc(300*time.Millisecond, func() { inA.set(rooms.Shard{}, rooms.ErrLocked) })
+	defer locked.Stop()
+	freed := time.AfterFunc(800*time.Millisecond, func() { inA.set(rooms.Shard{Name: "a"}, nil) })
 	defer freed.Stop()
 	if code, text := ask(t, a, "/x"); code != 200 || !strings.HasPrefix(text, "a ") {
 		t.Errorf("held until the room is free: %d %q", code, text)

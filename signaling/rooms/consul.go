@@ -54,7 +54,7 @@ type sessions interface {
 // records is what rooms need of Consul.
 type records interface {
 	Read(ctx context.Context, room string) (Entry, error)
-	// Lock writes a record under a session's lock and returns the fencing token; errLocked: another one has
+	// Lock writes a record under a session's lock and returns the fencing token; ErrLocked: another one has
 	// it, or had it a moment ago.
 	Lock(ctx context.Context, room, session string, r Record) (token uint64, err error)
 	// Unlock gives the lock up; keep leaves the record, for the next owner.
@@ -72,8 +72,9 @@ type survey interface {
 var (
 	// ErrNoSession says that Consul does not know a session.
 	ErrNoSession = errors.New("no such session")
-	errLocked    = errors.New("room is locked")
-	errTTL       = errors.New("consul takes no sessions that short")
+	// ErrLocked says that a room's owner has lost it a moment ago, and that nobody can have it yet.
+	ErrLocked = errors.New("room is locked")
+	errTTL    = errors.New("consul takes no sessions that short")
 )
 
 const (
@@ -433,7 +434,7 @@ func (c *Consul) reconcile(ctx context.Context) {
 		for _, h := range loose {
 			yield(func(ctx context.Context) error {
 				token, err := c.cfg.records.Lock(ctx, h.key, id, h.record)
-				if errors.Is(err, errLocked) {
+				if errors.Is(err, ErrLocked) {
 					e, rerr := c.cfg.records.Read(ctx, h.key)
 					if rerr == nil && e.Session != "" && e.Session != id {
 						c.metrics.split.Inc()
@@ -558,7 +559,7 @@ func (c *Consul) Acquire(ctx context.Context, room jid.JID) (Lease, error) {
 			return Lease{Token: h.first, Meeting: h.record.Meeting, Reason: h.reason, Lost: h.lost, of: c, holding: h}, nil
 		case err == nil:
 			return Lease{}, fmt.Errorf("%w: %s", ErrElsewhere, at.Name)
-		case !errors.Is(err, errLocked):
+		case !errors.Is(err, ErrLocked):
 			return Lease{}, err
 		}
 		select { // somebody lost it a moment ago

@@ -144,7 +144,7 @@ func (s *store) Lock(ctx context.Context, room, session string, r Record) (uint6
 	case err != nil:
 		return 0, err
 	case !ok || len(answer.Results) != 1:
-		return 0, fmt.Errorf("%w: %w", errLocked, txnError(answer))
+		return 0, fmt.Errorf("%w: %w", ErrLocked, txnError(answer))
 	}
 	return answer.Results[0].KV.ModifyIndex, nil
 }
