@@ -239,8 +239,17 @@ func (s *Service) issue(ctx context.Context, st store, c common, h hostState, q 
 		}
 	}
 	if h.is(RoleServer) {
-		if a.Secrets, err = s.secrets(ctx, c, a.Consul.Token, slices.Contains(q.Fresh, "vault") || introduced); err != nil {
+		var accessor string
+		if a.Secrets, accessor, err = s.secrets(ctx, c, a.Consul.Token, introduced || slices.Contains(q.Fresh, "vault")); err != nil {
 			return Answer{}, err
+		}
+		if accessor != "" {
+			if _, err := update(ctx, st, statesPrefix+h.Host, func(now *hostState, exists bool) error {
+				now.Vault = append(now.Vault, accessor)
+				return known(now, exists, q)
+			}); err != nil {
+				return Answer{}, err
+			}
 		}
 	}
 	return a, nil
@@ -453,20 +462,20 @@ func (s *Service) server(c common, h hostState) Server {
 	return v
 }
 
-// secrets are a server's own.
-func (s *Service) secrets(ctx context.Context, c common, consulToken string, credential bool) (*Secrets, error) {
-	out := &Secrets{ConsulToken: consulToken, NomadGossip: c.NomadGossip}
+// secrets are a server's own; accessor is that of a new credential.
+func (s *Service) secrets(ctx context.Context, c common, consulToken string, credential bool) (out *Secrets, accessor string, err error) {
+	out = &Secrets{ConsulToken: consulToken, NomadGossip: c.NomadGossip}
 	keys, err := s.cfg.Vault.Keys()
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	if len(keys.Unseal) > 0 {
 		out.VaultUnseal = keys.Unseal[0]
 	}
 	if credential {
-		out.VaultToken, err = s.cfg.Vault.Credential(ctx)
+		out.VaultToken, accessor, err = s.cfg.Vault.Credential(ctx)
 	}
-	return out, err
+	return out, accessor, err
 }
 
 // Found makes the answer for the first host of a cluster, while there is neither Consul nor Nomad: its Consul and Nomad
@@ -510,7 +519,7 @@ func (s *Service) Found(ctx context.Context, cluster Cluster, region, admin stri
 	}
 	a.Consul.Token, a.Nomad.ConsulToken = f.ConsulSecret, f.NomadSecret
 	a.Records, a.Servers = [][]byte{f.Record}, []Server{s.server(c, f.hostState)}
-	a.Secrets, err = s.secrets(ctx, c, f.ConsulSecret, false)
+	a.Secrets, _, err = s.secrets(ctx, c, f.ConsulSecret, false)
 	return a, err
 }
 

@@ -382,6 +382,7 @@ func TestFaults(t *testing.T) {
 
 	t.Run("restart", func(t *testing.T) {
 		_, _, _ = enrol("thief", RoleBridge)
+		_, _, _ = enrol("s9", RoleServer)
 		cfg := l.service.cfg
 		// The file is torn: it is fetched anew. Then Vault is sealed, and the file is all there is.
 		if err := os.WriteFile(filepath.Join(cfg.Dir, "common.json"), []byte(`{"name":"te`), 0o600); err != nil {
@@ -401,8 +402,10 @@ func TestFaults(t *testing.T) {
 				t.Errorf("sealed %t: %v, %v", sealed, c.Name, err)
 			}
 			if sealed {
-				if err := s.Revoke(short, "thief", "ada"); err != nil {
-					t.Errorf("revoke by a service that was started while Vault is sealed: %v", err)
+				for _, name := range []string{"thief", "s9"} {
+					if err := s.Revoke(short, name, "ada"); err != nil {
+						t.Errorf("revoke by a service that was started while Vault is sealed: %v", err)
+					}
 				}
 			}
 			cancel()
@@ -411,6 +414,30 @@ func TestFaults(t *testing.T) {
 		l.eventually("vault answers", func() error { _, err := l.vault.Status(ctx); return err })
 		if err := l.vault.Unseal(ctx); err != nil {
 			t.Error(err)
+		}
+		// What had to wait is done when Vault is open, and tombstones go when no certificate is valid any more.
+		st, c, err := l.service.store(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.eventually("the credential of a server that was put out is ended", func() error {
+			var h hostState
+			if _, err := st.get(ctx, statesPrefix+"s9", &h); err != nil || len(h.Vault) != 0 {
+				return fmt.Errorf("%d credentials, %v", len(h.Vault), err)
+			}
+			return nil
+		})
+		var epoch uint64
+		l.eventually("the tombstone is gone", func() error {
+			r, err := l.service.published(ctx, st, c, "thief")
+			if errors.Is(err, errNone) {
+				return nil
+			}
+			epoch = r.Epoch
+			return fmt.Errorf("epoch %d, %v", r.Epoch, err)
+		})
+		if _, _, a := enrol("thief", RoleBridge); a.Epoch <= max(epoch, 2) {
+			t.Errorf("a host that comes back has epoch %d after %d", a.Epoch, epoch)
 		}
 	})
 }

@@ -1,6 +1,7 @@
 package join
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -157,18 +158,88 @@ func (s *Service) hosts(ctx context.Context, st store) ([]hostState, error) {
 	return all, nil
 }
 
+// tidy does what could not be done at once, and forgets what nobody needs: credentials of servers that were put out while
+// Vault was sealed, tombstones of which no certificate is valid any more (the epoch stays known), tokens a week after
+// their end.
+func (s *Service) tidy(ctx context.Context) error {
+	st, _, err := s.store(ctx)
+	if err != nil {
+		return err
+	}
+	now := s.cfg.Now()
+	states, err := st.list(ctx, statesPrefix)
+	if err != nil {
+		return err
+	}
+	for name, b := range states {
+		var h hostState
+		if json.Unmarshal(b, &h) != nil || !h.Revoked && !h.Left {
+			continue
+		}
+		for _, accessor := range h.Vault {
+			if err := s.cfg.Vault.Dismiss(ctx, accessor); err != nil {
+				return err
+			}
+		}
+		was := len(h.Certificates) + len(h.Vault)
+		if h.prune(now); was == len(h.Certificates) {
+			continue
+		}
+		if _, err := update(ctx, st, statesPrefix+name, func(h *hostState, exists bool) error {
+			if !h.Revoked && !h.Left {
+				return errRace // it came back
+			}
+			h.Vault = nil
+			h.prune(now)
+			return nil
+		}); err != nil {
+			return err
+		}
+		if len(h.Certificates) == 0 {
+			var record []byte
+			index, err := st.get(ctx, hostsPrefix+name, &record)
+			if err != nil {
+				return err
+			}
+			if bytes.Equal(record, h.Tombstone) {
+				if err := st.deleteAt(ctx, hostsPrefix+name, index); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	tokens, err := st.list(ctx, tokensPrefix)
+	if err != nil {
+		return err
+	}
+	for key, b := range tokens {
+		var t tokenState
+		if json.Unmarshal(b, &t) == nil && now.Sub(t.Expires) > maxTTL {
+			if err := st.delete(ctx, tokensPrefix+key); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 // watch compares Nomad's nodes with what was given out, for as long as the service runs: meta and pool are a client's
 // own claim.
 func (s *Service) watch(ctx context.Context) error {
 	tick := time.NewTicker(s.cfg.Watch)
 	defer tick.Stop()
-	told := false
+	told, round := false, 0
 	for {
 		err := s.compare(ctx)
 		if err != nil && ctx.Err() == nil && !told {
 			s.log.Warn("nodes are not compared with hosts", "err", err)
 		}
 		told = err != nil
+		if round++; round%tidyEvery == 1 {
+			if err := s.tidy(ctx); err != nil && ctx.Err() == nil {
+				s.log.Debug("nothing is tidied now", "err", err)
+			}
+		}
 		select {
 		case <-ctx.Done():
 			return nil
@@ -176,6 +247,9 @@ func (s *Service) watch(ctx context.Context) error {
 		}
 	}
 }
+
+// tidyEvery so many looks at Nomad.
+const tidyEvery = 12
 
 // compare makes ineligible every node that is no host's, is in a pool that is not the host's, or is a second one of a
 // name; and notes the id of those that are right, for jobs go by it.

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/http"
 	"path"
-	"strings"
 	"time"
 
 	"github.com/hashicorp/consul/api"
@@ -67,8 +66,9 @@ type hostState struct {
 
 	ConsulAccessor string `json:"consul_accessor,omitempty"` // of its agent's token
 	NomadAccessor  string `json:"nomad_accessor,omitempty"`  // of its Nomad's token in Consul
-	VaultAccessor  string `json:"vault_accessor,omitempty"`  // servers: of its join service's credential
 	Node           string `json:"node,omitempty"`            // Nomad's id, as first seen
+
+	Vault []string `json:"vault,omitempty"` // servers: accessors of what their join services log in to Vault with
 }
 
 // An issued certificate.
@@ -152,6 +152,12 @@ func (s store) put(ctx context.Context, key string, v any, index uint64) error {
 
 func (s store) delete(ctx context.Context, key string) error {
 	_, err := s.client.KV().Delete(key, (&api.WriteOptions{}).WithContext(ctx))
+	return consulError(err)
+}
+
+// deleteAt deletes the value that get has read with this index, and leaves a newer one.
+func (s store) deleteAt(ctx context.Context, key string, index uint64) error {
+	_, _, err := s.client.KV().DeleteCAS(&api.KVPair{Key: key, ModifyIndex: index}, (&api.WriteOptions{}).WithContext(ctx))
 	return consulError(err)
 }
 
@@ -256,6 +262,3 @@ func (s store) publish(ctx context.Context, key []byte, envelope []byte) error {
 		}
 	}
 }
-
-// join of path parts that are names.
-func under(prefix, name string) string { return prefix + strings.ReplaceAll(name, "/", "-") }

@@ -457,10 +457,11 @@ func TestServers(t *testing.T) {
 		t.Fatal(err)
 	}
 	var others []*Vault
+	var accessors []string
 	for range 2 {
 		address, _ := vault(t)
 		c := config(t, address)
-		credential, err := v.Credential(ctx)
+		credential, accessor, err := v.Credential(ctx)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -487,6 +488,7 @@ func TestServers(t *testing.T) {
 			t.Fatal(err)
 		}
 		others = append(others, o)
+		accessors = append(accessors, accessor)
 	}
 	record := roster.Record{Host: "b1", Epoch: 1, HostKey: make([]byte, 32), WireGuard: make([]byte, 32), Control: bridge.Control.Addr(), Media: netip.MustParseAddr("10.98.0.7")}
 	signs := func(o *Vault) {
@@ -531,6 +533,17 @@ func TestServers(t *testing.T) {
 	for _, o := range others {
 		signs(o)
 	}
+	// One of them is a thief's now: what it logs in with ends.
+	for range 2 {
+		if err := others[0].Dismiss(ctx, accessors[1]); err != nil {
+			t.Error(err)
+		}
+	}
+	others[1].forget()
+	if _, err := others[1].Trust(ctx); err == nil {
+		t.Error("a credential that was ended logs in")
+	}
+	signs(others[0])
 }
 
 // TestRestore puts a snapshot onto a new server, which opens with the old keys and signs for the old hosts.

@@ -73,7 +73,7 @@ func (v *Vault) Setup(ctx context.Context) error {
 		}
 	}
 	if keys.Credential == "" {
-		if keys.Credential, err = credential(ctx, root); err != nil {
+		if keys.Credential, _, err = newCredential(ctx, root); err != nil {
 			return fmt.Errorf("vault: credential: %w", explain(err))
 		}
 	}
@@ -223,17 +223,17 @@ func (v *Vault) policy(ctx context.Context, root *api.Client) error {
 	return err
 }
 
-// credential makes another ROLE-ID:SECRET-ID.
-func credential(ctx context.Context, c *api.Client) (string, error) {
+// newCredential makes another ROLE-ID:SECRET-ID.
+func newCredential(ctx context.Context, c *api.Client) (credential, accessor string, err error) {
 	r, err := c.Logical().ReadWithContext(ctx, "auth/approle/role/"+role+"/role-id")
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
 	s, err := c.Logical().WriteWithContext(ctx, "auth/approle/role/"+role+"/secret-id", nil)
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
-	return fmt.Sprint(r.Data["role_id"], ":", s.Data["secret_id"]), nil
+	return fmt.Sprint(r.Data["role_id"], ":", s.Data["secret_id"]), fmt.Sprint(s.Data["secret_id_accessor"]), nil
 }
 
 // decode takes the one-time password off a root token.

@@ -171,14 +171,23 @@ func transitSign(ctx context.Context, c *api.Client, key string, version int, b 
 	return base64.StdEncoding.DecodeString(parts[2])
 }
 
-// Credential makes what another server's join service logs in with.
-func (v *Vault) Credential(ctx context.Context) (string, error) {
+// Credential makes what another server's join service logs in with, and the accessor by which Dismiss ends it.
+func (v *Vault) Credential(ctx context.Context) (credential, accessor string, err error) {
 	c, err := v.service(ctx)
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
-	s, err := credential(ctx, c)
-	return s, explain(err)
+	credential, accessor, err = newCredential(ctx, c)
+	return credential, accessor, explain(err)
+}
+
+// Dismiss ends a credential. One that is gone already is no error.
+func (v *Vault) Dismiss(ctx context.Context, accessor string) error {
+	_, err := v.write(ctx, "auth/approle/role/"+role+"/secret-id-accessor/destroy", map[string]any{"secret_id_accessor": accessor})
+	if err != nil && (strings.Contains(err.Error(), "404") || strings.Contains(err.Error(), "failed to find accessor")) {
+		return nil
+	}
+	return err
 }
 
 // wrapPath is where wrapped secrets of tokens come from; any other path is a forgery.
