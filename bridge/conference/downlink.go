@@ -17,8 +17,9 @@ const (
 	paceTick = 5 * time.Millisecond
 	// followEvery bounds how often layers are chosen anew because somebody's way has changed.
 	followEvery = 10 * time.Millisecond
-	// paceFactor is how much faster than the estimate bursts go out.
+	// Bursts go out faster than the estimate by paceFactor, and by calmFactor where no queue has been seen of late.
 	paceFactor = 1.5
+	calmFactor = 2.5
 	// firstLimit is for the moment in which an estimate is still to come, in bits per second.
 	firstLimit = 2_500_000
 	firstFor   = time.Second
@@ -234,7 +235,11 @@ func (e *Endpoint) rebudget(now time.Time) {
 		return
 	}
 	if bps := d.est.Bitrate(); bps != estimate.Unlimited {
-		d.pace.Limit(int64(paceFactor * float64(bps)))
+		factor := paceFactor
+		if d.est.Calm() {
+			factor = calmFactor
+		}
+		d.pace.Limit(int64(factor * float64(bps)))
 	}
 	b := e.budget(now)
 	switch {

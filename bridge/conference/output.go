@@ -380,11 +380,27 @@ func (o *output) resend(seq uint16, now time.Time) {
 		e.c.stats.RetransmitMissed++
 		return
 	}
-	e.rtxBudget--
-	e.c.stats.Retransmitted++
-	tag.repair = true
-	e.counted(header, payload)
-	e.transmit(header, payload, tag, now)
+	for copies := e.repairCopies(); copies > 0 && header != nil; copies-- {
+		e.rtxBudget--
+		e.c.stats.Retransmitted++
+		tag.repair = true
+		e.counted(header, payload)
+		e.transmit(header, payload, tag, now)
+		if copies > 1 {
+			header, payload, tag = o.copyOf(seq)
+		}
+	}
+}
+
+// repairCopies is how often a packet is sent again at once: twice where the path loses some whatever is sent, for a repair
+// that is lost too costs a visible pause.
+func (e *Endpoint) repairCopies() int {
+	if est := e.down.est; est != nil && est.Known() && !est.Congested() {
+		if own := est.OwnLoss(); own > 0.005 && own < 0.05 { // more would cost too much of the way
+			return 2
+		}
+	}
+	return 1
 }
 
 // again sends something of what went out lately once more, for a probe, and returns how long it is; 0 when there is

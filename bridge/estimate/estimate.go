@@ -203,8 +203,16 @@ const (
 // Congested reports whether a queue of ours is on the path now.
 func (e *Estimator) Congested() bool { return e.delay.over || e.Budget() < e.Bitrate() }
 
+// Calm reports whether no queue of ours has been seen for a while: a burst does little harm then.
+func (e *Estimator) Calm() bool { return !e.delay.over && (e.cutAt == 0 || e.at-e.cutAt > calmAfter) }
+
+const calmAfter = 30_000_000 // µs
+
 // Loss is the share of packets that were lost lately, 0 to 1.
 func (e *Estimator) Loss() float64 { return e.loss.recent }
+
+// OwnLoss is what of it the path loses whatever is sent.
+func (e *Estimator) OwnLoss() float64 { return e.loss.own }
 
 // RTT is the time from sending to hearing of it, 0 while unknown.
 func (e *Estimator) RTT() time.Duration { return time.Duration(e.rtt) * time.Microsecond }

@@ -17,7 +17,7 @@ const (
 type Spare [][]byte
 
 const (
-	bufferBytes = 32 << 10
+	bufferBytes = 16 << 10
 	maxSpare    = 64
 )
 
@@ -32,7 +32,7 @@ func (s *Spare) take() []byte {
 }
 
 func (s *Spare) give(b []byte) {
-	if s != nil && len(*s) < maxSpare && cap(b) <= 2*bufferBytes {
+	if s != nil && len(*s) < maxSpare && cap(b) <= 4*bufferBytes {
 		*s = append(*s, b[:0])
 	}
 }
