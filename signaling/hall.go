@@ -377,8 +377,8 @@ func (h *hall) overview() any {
 
 // sizes are the numbers of the moment.
 type sizes struct {
-	conferences, people, largest, pairs, sessions, asked int
-	draining                                             bool
+	conferences, people, alone, largest, pairs, sessions, asked int
+	draining                                                    bool
 }
 
 func (h *hall) sizes() sizes {
@@ -392,6 +392,9 @@ func (h *hall) sizes() sizes {
 		n := int(a.people.Load())
 		s.conferences++
 		s.people += n
+		if n == 1 {
+			s.alone++
+		}
 		s.pairs += n * (n - 1)
 		s.largest = max(s.largest, n)
 	}

@@ -68,6 +68,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		gauge("jitsi_jicofo_conferences", "Running count of conferences.", func(h *hall) float64 { return float64(h.sizes().conferences) }),
 		gauge("jitsi_jicofo_participants_current", "The current number of participants.", func(h *hall) float64 { return float64(h.sizes().people) }),
 		gauge("jitsi_jicofo_largest_conference", "The current largest conference.", func(h *hall) float64 { return float64(h.sizes().largest) }),
+		gauge("plenum_shard_rooms_alone", "Rooms with one person in them.", func(h *hall) float64 { return float64(h.sizes().alone) }),
 		gauge("jitsi_jicofo_participants_pairs", "The number of pairs of participants (the sum of n*(n-1) for each conference).",
 			func(h *hall) float64 { return float64(h.sizes().pairs) }),
 		gauge("jitsi_jicofo_bridge_selector_bridge_count", "The current number of bridges.",

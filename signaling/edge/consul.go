@@ -29,47 +29,63 @@ type Consul struct {
 	Client *api.Client
 	Log    *slog.Logger
 
-	mu   sync.Mutex
-	view View
-	has  int // of the three kinds, which have been told: nothing is before all have
+	mu    sync.Mutex
+	view  View
+	has   int          // of the three kinds, which have been told: nothing is before all have
+	heard [3]time.Time // of each, when it was last known to be so
+}
+
+// patience is how long Consul keeps a question whose answer has not changed.
+const patience = 30 * time.Second
+
+// Age is how old what was told may be: with a catalogue that has a leader and answers, little more than patience.
+func (c *Consul) Age(now time.Time) time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return now.Sub(slices.MinFunc(c.heard[:], time.Time.Compare))
 }
 
 // Watch tells each view until ctx ends.
 func (c *Consul) Watch(ctx context.Context, tell func(View)) error {
+	c.mu.Lock()
+	for i := range c.heard {
+		c.heard[i] = time.Now()
+	}
+	c.mu.Unlock()
 	var g errgroup.Group
-	follow := func(bit int, ask func(*api.QueryOptions) (func(*View), uint64, error)) {
+	follow := func(kind int, ask func(*api.QueryOptions) (func(*View), *api.QueryMeta, error)) {
 		g.Go(func() error {
-			c.follow(ctx, bit, ask, tell)
+			c.follow(ctx, kind, ask, tell)
 			return nil
 		})
 	}
-	services := func(name string, take func(*View, []*api.ServiceEntry)) func(*api.QueryOptions) (func(*View), uint64, error) {
-		return func(q *api.QueryOptions) (func(*View), uint64, error) {
+	services := func(name string, take func(*View, []*api.ServiceEntry)) func(*api.QueryOptions) (func(*View), *api.QueryMeta, error) {
+		return func(q *api.QueryOptions) (func(*View), *api.QueryMeta, error) {
 			list, meta, err := c.Client.Health().Service(name, "", false, q)
 			if err != nil {
-				return nil, 0, err
+				return nil, nil, err
 			}
-			return func(v *View) { take(v, list) }, meta.LastIndex, nil
+			return func(v *View) { take(v, list) }, meta, nil
 		}
 	}
-	follow(1, services(serviceShard, func(v *View, list []*api.ServiceEntry) { v.Shards = shardsOf(list) }))
-	follow(2, services(serviceBridge, func(v *View, list []*api.ServiceEntry) { v.Bridges = bridgesOf(list) }))
-	follow(4, func(q *api.QueryOptions) (func(*View), uint64, error) {
+	follow(0, services(serviceShard, func(v *View, list []*api.ServiceEntry) { v.Shards = shardsOf(list) }))
+	follow(1, services(serviceBridge, func(v *View, list []*api.ServiceEntry) { v.Bridges = bridgesOf(list) }))
+	follow(2, func(q *api.QueryOptions) (func(*View), *api.QueryMeta, error) {
 		list, meta, err := c.Client.KV().List(bansPrefix, q)
 		if err != nil {
-			return nil, 0, err
+			return nil, nil, err
 		}
-		return func(v *View) { v.Bans = bansOf(list) }, meta.LastIndex, nil
+		return func(v *View) { v.Bans = bansOf(list) }, meta, nil
 	})
 	return g.Wait()
 }
 
 // follow asks one question again and again, each time until its answer changes.
-func (c *Consul) follow(ctx context.Context, bit int, ask func(*api.QueryOptions) (func(*View), uint64, error), tell func(View)) {
+func (c *Consul) follow(ctx context.Context, kind int, ask func(*api.QueryOptions) (func(*View), *api.QueryMeta, error), tell func(View)) {
 	var index uint64
 	failed := false
 	for ctx.Err() == nil {
-		take, next, err := ask((&api.QueryOptions{WaitIndex: index, WaitTime: 30 * time.Second, AllowStale: true}).WithContext(ctx))
+		take, meta, err := ask((&api.QueryOptions{WaitIndex: index, WaitTime: patience, AllowStale: true}).WithContext(ctx))
 		if err != nil {
 			if ctx.Err() == nil && !failed {
 				c.Log.Warn("the catalogue does not answer; what it said last goes on", "err", err)
@@ -85,6 +101,10 @@ func (c *Consul) follow(ctx context.Context, bit int, ask func(*api.QueryOptions
 			failed = false
 			c.Log.Info("the catalogue answers again")
 		}
+		c.mu.Lock()
+		c.heard[kind] = time.Now().Add(-meta.LastContact) // servers without a leader answer as well
+		c.mu.Unlock()
+		next := meta.LastIndex
 		if next < index { // Consul was restored
 			next = 0
 		}
@@ -94,7 +114,7 @@ func (c *Consul) follow(ctx context.Context, bit int, ask func(*api.QueryOptions
 		index = next
 		c.mu.Lock()
 		take(&c.view)
-		c.has |= bit
+		c.has |= 1 << kind
 		if c.has == 7 {
 			tell(c.view)
 		}

@@ -34,8 +34,9 @@ func TestConsul(t *testing.T) {
 	views := make(chan View, 100)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error)
+	catalogue := &Consul{Client: client, Log: slog.New(slog.DiscardHandler)}
 	go func() {
-		ended <- (&Consul{Client: client, Log: slog.New(slog.DiscardHandler)}).Watch(ctx, func(v View) { views <- v })
+		ended <- catalogue.Watch(ctx, func(v View) { views <- v })
 	}()
 	var last View
 	wait := func(want View) {
@@ -78,10 +79,17 @@ func TestConsul(t *testing.T) {
 	wait(want)
 
 	server.Kill()
+	killed := time.Now()
+	if age := catalogue.Age(killed); age > 2*patience {
+		t.Errorf("a catalogue that answers is %v old", age)
+	}
 	select {
 	case v := <-views:
 		t.Errorf("Consul is gone, and there is a view: %+v", v)
 	case <-time.After(1500 * time.Millisecond):
+	}
+	if now := time.Now(); catalogue.Age(now) < now.Sub(killed) {
+		t.Errorf("Consul is gone for %v, and the age is %v", now.Sub(killed), catalogue.Age(now))
 	}
 	cancel()
 	if err := <-ended; err != nil {

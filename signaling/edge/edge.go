@@ -117,7 +117,7 @@ func New(cfg Config) (*Edge, error) {
 	}
 	e := &Edge{
 		cfg: cfg, log: cfg.Log, haproxy: runtime{cfg.Proxy.Path(fileAdmin)}, offload: l,
-		place: newPlacer(cfg.Domain, cfg.Proxy.Region, time.Now), metrics: newMetrics(cfg.Metrics), view: last,
+		place: newPlacer(cfg.Domain, cfg.Proxy.Region, time.Now), metrics: newMetrics(cfg.Metrics, cfg.Catalog), view: last,
 		client:  &http.Client{Timeout: time.Second, Transport: &http.Transport{DisableKeepAlives: true}},
 		changed: make(chan struct{}, 1), seen: map[string]*sighting{}, mute: map[string]bool{},
 	}

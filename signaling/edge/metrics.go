@@ -1,6 +1,10 @@
 package edge
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
 
 type metrics struct {
 	asked, changes, errors prometheus.Counter
@@ -8,7 +12,7 @@ type metrics struct {
 	servers, weight, until *prometheus.GaugeVec
 }
 
-func newMetrics(r prometheus.Registerer) *metrics {
+func newMetrics(r prometheus.Registerer, from Catalog) *metrics {
 	counter := func(name, help string) prometheus.Counter {
 		return prometheus.NewCounter(prometheus.CounterOpts{Name: "plenum_edge_" + name, Help: help})
 	}
@@ -26,6 +30,11 @@ func newMetrics(r prometheus.Registerer) *metrics {
 	}
 	if r != nil {
 		r.MustRegister(m.asked, m.changes, m.errors, m.bans, m.servers, m.weight, m.until)
+	}
+	if c, ok := from.(interface{ Age(time.Time) time.Duration }); ok && r != nil {
+		r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "plenum_edge_catalogue_age_seconds",
+			Help: "Time since the catalogue last answered; it does so each half minute, changed or not."},
+			func() float64 { return c.Age(time.Now()).Seconds() }))
 	}
 	return m
 }
