@@ -133,6 +133,7 @@ plenum_drain_stage tells when the last participant has left. SIGUSR2 takes it ba
 }
 
 func runBridge(ctx context.Context, p processOptions, o bridgeOptions, m memberOptions, out io.Writer) error {
+	signals := hear()
 	if err := cmp.Or(o.check(), m.check(), checkAddresses(address{"metrics", p.metrics, "127.0.0.1:9711", false})); err != nil {
 		return err
 	}
@@ -183,7 +184,7 @@ func runBridge(ctx context.Context, p processOptions, o bridgeOptions, m memberO
 		}
 		return b.SetShards(shards)
 	}
-	g.Go(func() error { obey(ctx, log, ops.registry, b, reload); return nil })
+	g.Go(func() error { obey(ctx, signals, log, ops.registry, b, reload); return nil })
 	g.Go(func() error {
 		<-ctx.Done()
 		defer overdue(log).Stop()

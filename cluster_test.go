@@ -3,9 +3,15 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/hmac"
+	"crypto/pbkdf2"
+	"crypto/sha1"
+	"crypto/sha256"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"net"
 	"net/http"
@@ -22,6 +28,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/gorilla/websocket"
 
 	"plenum/overlay/netlab/stack"
 	"plenum/signaling/client"
@@ -310,9 +318,24 @@ func TestHandover(t *testing.T) {
 			t.Errorf("the edge of %s says that the room is on %q", e.region, got)
 		}
 	}
-	if n := b.metric(`plenum_shard_handovers_total{kind="socket"}`); n != 2 {
+	if n := b.metric(`plenum_shard_handovers_total{kind="socket"}`); n != 2 { // and the rest came to the owner
 		t.Errorf("%v sockets handed over", n)
 	}
+	open := func(m *member) time.Duration {
+		times := make([]time.Duration, 31)
+		for i := range times {
+			began := time.Now()
+			c, _, err := (&websocket.Dialer{Subprotocols: []string{"xmpp"}}).Dial(strings.Replace(m.ready.HTTP, "http", "ws", 1)+"/xmpp-websocket?room=f%C3%BC%C3%9Fball", nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			times[i] = time.Since(began)
+			c.Close()
+		}
+		slices.Sort(times)
+		return times[len(times)/2]
+	}
+	t.Logf("opening a socket at the owner takes %v, elsewhere %v", open(a), open(b))
 	// A request that was handed over is not handed on, and one for nobody's room takes none.
 	r, _ := http.NewRequest("GET", b.ready.HTTP+"/xmpp-websocket?room=f%C3%BC%C3%9Fball", nil)
 	for k, v := range map[string]string{"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
@@ -491,4 +514,85 @@ func TestShardDrained(t *testing.T) {
 	if n := a.metric("jitsi_jicofo_conferences"); n != 1 {
 		t.Errorf("after the drain was taken back: %v rooms", n)
 	}
+}
+
+// TestStopAtLeisure has a bridge told to end while people talk, and a shard without other shards: both go on until
+// the last has left, and end then by themselves. Taken back, the bridge stays.
+func TestStopAtLeisure(t *testing.T) {
+	w := newTown(t, "")
+	s := w.shard("one", "")
+	b := w.bridge("b1", "muc")
+	w.bridged()
+	people := joinRoom(t, s.ready.HTTP, "call", 2, 0)
+	for _, p := range people {
+		await(t, p, mediaLimit, "hears the other", func(s client.Stats) bool { return s.Playing(client.Audio) == 1 })
+	}
+	b.signal(syscall.SIGQUIT)
+	b.awaitMetric("plenum_drain_stage", draining)
+	b.signal(syscall.SIGUSR2)
+	b.awaitMetric("plenum_drain_stage", drainNone)
+	for _, m := range []*member{b, s} {
+		m.signal(syscall.SIGQUIT)
+		m.awaitMetric("plenum_drain_stage", draining)
+	}
+	since := time.Now()
+	for _, p := range people {
+		await(t, p, mediaLimit, "still hears the other", func(s client.Stats) bool { return heardSince(s, since) == 1 })
+		p.Close()
+	}
+	for _, m := range []*member{b, s} {
+		select {
+		case <-m.ended:
+			if code := m.cmd.ProcessState.ExitCode(); code != 0 {
+				t.Errorf("%v ended with %d", m.args[:2], code)
+			}
+		case <-time.After(time.Minute):
+			t.Fatalf("%v goes on though nobody is left", m.args[:2])
+		}
+	}
+}
+
+// TestAccountsFile has bridges log in with accounts that a shard reads from a file, again on SIGHUP.
+func TestAccountsFile(t *testing.T) {
+	w := newTown(t, "")
+	accounts := filepath.Join(w.dir, "accounts")
+	write := func(line string) {
+		if err := os.WriteFile(accounts, []byte(line), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(scramLine(t, "b1", "one"))
+	s := startMember(t, "one", "run", "signaling", "--shard", "one", "--http", freePort(t), "--xmpp", freePort(t), "--metrics", loopback,
+		"--accounts-file", accounts, "--shards-file", w.list, "--log-level", "info")
+	w.shards, w.names = append(w.shards, s), append(w.names, "one")
+	w.render()
+	for _, id := range []string{"b1", "b2"} {
+		startMember(t, id, "run", "bridge", "--relay-id", id, "--media", loopback, "--bridge-http", loopback, "--metrics", loopback,
+			"--account", id+":one", "--shards-file", w.list)
+	}
+	s.awaitMetric("jitsi_jicofo_bridge_selector_bridge_count", 1)
+	write(scramLine(t, "b1", "one")+scramLine(t, "b2", "one"))
+	s.signal(syscall.SIGHUP)
+	s.awaitMetric("jitsi_jicofo_bridge_selector_bridge_count", 2)
+}
+
+// scramLine is an account as the join service writes it, after RFC 5802 and RFC 5803.
+func scramLine(t *testing.T, name, password string) string {
+	line := name
+	for scheme, h := range map[string]func() hash.Hash{"SCRAM-SHA-1": sha1.New, "SCRAM-SHA-256": sha256.New} {
+		salted, err := pbkdf2.Key(h, password, []byte("salt"), 4096, h().Size())
+		if err != nil {
+			t.Fatal(err)
+		}
+		mac := func(text string) []byte {
+			m := hmac.New(h, salted)
+			m.Write([]byte(text))
+			return m.Sum(nil)
+		}
+		stored := h()
+		stored.Write(mac("Client Key"))
+		b64 := base64.StdEncoding.EncodeToString
+		line += fmt.Sprintf(" %s$4096:%s$%s:%s", scheme, b64([]byte("salt")), b64(stored.Sum(nil)), b64(mac("Server Key")))
+	}
+	return line + "\n"
 }

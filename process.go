@@ -205,9 +205,17 @@ const (
 	drained
 )
 
+// hear returns the signals that obey obeys. It is called before anything else: one that comes while a process starts
+// must neither end it nor be lost.
+func hear() <-chan os.Signal {
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGUSR2)
+	return signals
+}
+
 // obey does what signals ask of a part until ctx ends: SIGHUP reloads, SIGUSR1 starts a drain, SIGUSR2
 // takes it back. How far a drain is, is in the metrics.
-func obey(ctx context.Context, log *slog.Logger, reg prometheus.Registerer, p part, reload func() error) {
+func obey(ctx context.Context, signals <-chan os.Signal, log *slog.Logger, reg prometheus.Registerer, p part, reload func() error) {
 	gauge := prometheus.NewGauge(prometheus.GaugeOpts{Name: "plenum_drain_stage", Help: "0: in service, 1: draining, 2: drained."})
 	reg.MustRegister(gauge)
 	stage := drainNone
@@ -216,9 +224,6 @@ func obey(ctx context.Context, log *slog.Logger, reg prometheus.Registerer, p pa
 		gauge.Set(float64(s))
 		log.Warn(says)
 	}
-	signals := make(chan os.Signal, 8)
-	signal.Notify(signals, syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGUSR2)
-	defer signal.Stop(signals)
 	cancel := func() {}
 	ended := make(chan error, 1) // of the drain
 	for {

@@ -217,6 +217,7 @@ plenum_drain_stage tells when it is over. SIGUSR2 takes it back.`,
 }
 
 func runSignaling(ctx context.Context, p processOptions, o shardOptions, k clusterOptions, out io.Writer) error {
+	signals := hear()
 	if err := cmp.Or(o.check(), k.check(), checkAddresses(address{"metrics", p.metrics, "127.0.0.1:9712", false})); err != nil {
 		return err
 	}
@@ -305,7 +306,7 @@ func runSignaling(ctx context.Context, p processOptions, o shardOptions, k clust
 		g.Go(func() error { return owner.Run(owning) })
 	}
 	g.Go(func() error { return ops.serve(shard.DebugHandler()) })
-	g.Go(func() error { obey(ctx, log, ops.registry, shard, reload); return nil })
+	g.Go(func() error { obey(ctx, signals, log, ops.registry, shard, reload); return nil })
 	g.Go(func() error {
 		<-ctx.Done()
 		defer overdue(log).Stop()
