@@ -15,7 +15,7 @@ import (
 // Commands are the agent's part of the command table.
 func Commands(release string) []*cobra.Command {
 	return []*cobra.Command{initCommand(release), joinCommand(release), leaveCommand(release), doctorCommand(release), statusCommand(release),
-		tokenCommand(release), hostCommand(release), adminCommand(release), caCommand(release), unsealCommand(release)}
+		tokenCommand(release), hostCommand(release), adminCommand(release), caCommand(release), unsealCommand(release), backupCommand(release), restoreCommand(release)}
 }
 
 // common registers the flags that commands which change a host have.

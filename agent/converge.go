@@ -149,7 +149,15 @@ func (w *work) await(ctx context.Context, service string) error {
 	default:
 		return nil
 	}
-	return w.until(ctx, name, patience, ready)
+	return w.until(ctx, name, patience, func(ctx context.Context) error {
+		// One that ended meanwhile, for an address was not there yet or a signal came too early, is started again.
+		if s, err := w.host.Services().State(ctx, service); err == nil && !s.Running {
+			if _, err := w.apply(ctx, w.desired().only(service)); err != nil {
+				return err
+			}
+		}
+		return ready(ctx)
+	})
 }
 
 // agentAnswers is content when the agent serves its metrics on the control plane.

@@ -242,7 +242,7 @@ func (w *work) foundHost(ctx context.Context, f Founding, release string) error 
 	if err != nil {
 		return err
 	}
-	s, err := join.New(w.service(slog.New(slog.DiscardHandler)))
+	s, err := w.bootstrapper()
 	if err != nil {
 		return err
 	}
@@ -262,7 +262,7 @@ func (w *work) foundHost(ctx context.Context, f Founding, release string) error 
 
 // bootstrap makes Consul and Nomad this cluster's. It may be done again.
 func (w *work) bootstrap(ctx context.Context, f Founding) (int, error) {
-	s, err := join.New(w.service(slog.New(slog.DiscardHandler)))
+	s, err := w.bootstrapper()
 	if err != nil {
 		return 0, err
 	}
@@ -318,6 +318,11 @@ func (w *work) firstAdmins(ctx context.Context, s *join.Service, f Founding) err
 	}
 	w.hand.say("the break-glass CA's key, for the admins' age keys alone: %s; keep a copy elsewhere", adminDir+"/break-glass.age")
 	return w.host.Write(adminDir+"/break-glass.age", []byte(key), 0o600)
+}
+
+// bootstrapper is a join service that does not run.
+func (w *work) bootstrapper() (*join.Service, error) {
+	return join.New(w.service(slog.New(slog.DiscardHandler)))
 }
 
 // service is how the join service runs on this server host.

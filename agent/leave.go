@@ -37,6 +37,13 @@ func (c *Command) Leave(ctx context.Context, force bool) error {
 	if err := c.drain(ctx, w); err != nil && !force {
 		return fmt.Errorf("%w; --force leaves all the same", err)
 	}
+	// A client that runs would register again as soon as it was taken out.
+	for _, name := range []string{"plenum-agent", "plenum-nomad"} {
+		w.hand.say("stop %s", describe(name))
+		if err := w.host.Services().Stop(ctx, name); err != nil {
+			return err
+		}
+	}
 	w.hand.say("take leave of %s", w.answer.Cluster)
 	client, r, err := w.client()
 	if err == nil {

@@ -155,7 +155,7 @@ func (c *cluster) box(name string) *box {
 // command prepares a command of plenum on the host.
 func (b *box) command(args ...string) *exec.Cmd {
 	cmd := exec.Command(filepath.Join(b.c.bin, "plenum"), append(args, "--root", b.root)...)
-	cmd.Env, cmd.Dir = stack.Environment(b.root), b.root
+	cmd.Env, cmd.Dir = append(stack.Environment(b.root), "PLENUM_ADMIN=ada"), b.root
 	return cmd
 }
 
@@ -256,7 +256,9 @@ func (c *cluster) nodes() map[string]string {
 	_ = json.Unmarshal(out.Bytes(), &all)
 	nodes := map[string]string{}
 	for _, n := range all {
-		nodes[n.Name] = n.Status
+		if nodes[n.Name] != "ready" {
+			nodes[n.Name] = n.Status
+		}
 	}
 	return nodes
 }

@@ -70,7 +70,15 @@ func (h *Host) Read(path string) ([]byte, error) { return os.ReadFile(h.Path(pat
 // Write writes a file of the host whole: after a power cut there is the old one or the new one. Its folder must exist.
 func (h *Host) Write(path string, data []byte, mode fs.FileMode) error {
 	path = h.Path(path)
-	return renameio.WriteFile(path, data, mode, renameio.WithTempDir(filepath.Dir(path)), renameio.IgnoreUmask())
+	f, err := renameio.NewPendingFile(path, renameio.WithTempDir(filepath.Dir(path)), renameio.WithStaticPermissions(mode))
+	if err != nil {
+		return err
+	}
+	defer f.Cleanup()
+	if _, err := f.Write(data); err != nil {
+		return err
+	}
+	return f.CloseAtomicallyReplace()
 }
 
 // Mkdir makes a folder of the host, with those above it, unless it is there.

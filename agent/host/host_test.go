@@ -220,3 +220,16 @@ func TestSysctl(t *testing.T) {
 		t.Errorf("read %q, %v", got, err)
 	}
 }
+
+// A file has the mode that was asked for, whatever it had before, and is whole whatever it was.
+func TestWrite(t *testing.T) {
+	h := open(t)
+	for _, mode := range []os.FileMode{0o600, 0o644, 0o600} {
+		if err := h.Write("var/lib/plenum/file", []byte("text"), mode); err != nil {
+			t.Fatal(err)
+		}
+		if s, err := os.Stat(h.Path("var/lib/plenum/file")); err != nil || s.Mode() != mode {
+			t.Errorf("%v, %v; want %v", s.Mode(), err, mode)
+		}
+	}
+}
