@@ -160,7 +160,10 @@ func (s *Service) renew(ctx context.Context, q Request, e *Event) (any, error) {
 		if err := known(h, exists, q); err != nil {
 			return err
 		}
-		h.Keys, h.Facts = q.Keys, q.Facts
+		h.Keys = q.Keys
+		if q.Facts.Arch != "" { // a host that says nothing is as it was
+			h.Facts = q.Facts
+		}
 		return nil
 	})
 	if err != nil {

@@ -92,8 +92,13 @@ func TestFaults(t *testing.T) {
 
 	t.Run("killed between effects", func(t *testing.T) {
 		between, at := newCut(t, l.consul)
-		l.service.cfg.Consul = at
-		defer func() { l.service.cfg.Consul = l.consul }()
+		cfg := l.service.cfg
+		cfg.Consul = at
+		s, err := New(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
 		cuts := 0
 		for n := int64(1); ; n++ {
 			name := fmt.Sprintf("k%d", n)
@@ -102,9 +107,9 @@ func TestFaults(t *testing.T) {
 			q.Token, q.Region, q.Roles, q.Time = token.Secret, token.Region, token.Roles, time.Now()
 			q.CSR, _ = CSR(k.tls)
 			between.left.Store(n)
-			_, err := l.service.enrol(ctx, q, &Event{})
+			_, err := s.enrol(ctx, q, &Event{})
 			between.left.Store(1 << 30)
-			v, again := l.service.enrol(ctx, q, &Event{})
+			v, again := s.enrol(ctx, q, &Event{})
 			if again != nil {
 				t.Fatalf("after a cut at request %d (%v): %v", n, err, again)
 			}
