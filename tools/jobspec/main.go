@@ -39,7 +39,7 @@ func run(path string, vars values) error {
 	if err != nil {
 		return err
 	}
-	job, err := jobspec2.ParseWithConfig(&jobspec2.ParseConfig{Path: path, Body: body, ArgVars: vars, Strict: true})
+	job, err := jobspec2.ParseWithConfig(&jobspec2.ParseConfig{Path: path, Body: body, ArgVars: vars, Strict: true, AllowFS: true})
 	if err != nil {
 		return err
 	}
