@@ -47,7 +47,7 @@ bench: ## what forwarding a packet costs, as a ratio to the limit: the tables of
 	$(GO) test -run '^$$' -bench 'Storm|Idle' -benchtime 1x -timeout 60m ./signaling/client/load
 
 chaos: ## cuts, restarts and floods in full length: the recovery times of docs/PERFORMANCE.md, in five minutes
-	PLENUM_CHAOS=1 $(GO) test -v -count=1 -run 'Cuts|Restarts|Flood|School|Killed|Waterfall|Loud' -timeout 30m .
+	PLENUM_CHAOS=1 $(GO) test -v -count=1 -run 'Cuts|Restarts|Flood|School|Killed|Waterfall|Loud|OneOwner|HostLost|Drained' -timeout 60m .
 
 clean: ## what build left
 	rm -rf plenum build
