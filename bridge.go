@@ -117,7 +117,7 @@ func runBridgeCommand() *cobra.Command {
 		Long: `Run a media bridge for every shard of the list.
 
 SIGHUP reads the list again: shards that stay do not notice. SIGUSR1 starts a drain: no new conferences, and
-plenum_drain_stage tells when the last participant has left. SIGUSR2 takes it back.`,
+plenum_drain_stage tells when the last participant has left. SIGUSR2 takes it back. SIGQUIT drains, and stops then.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if err := configure(c.Flags(), p.config, slices.Concat(bridgeSettings, memberSettings, processSettings)); err != nil {
@@ -184,7 +184,7 @@ func runBridge(ctx context.Context, p processOptions, o bridgeOptions, m memberO
 		}
 		return b.SetShards(shards)
 	}
-	g.Go(func() error { obey(ctx, signals, log, ops.registry, b, reload); return nil })
+	g.Go(func() error { obey(ctx, signals, log, ops.registry, b, reload, stop); return nil })
 	g.Go(func() error {
 		<-ctx.Done()
 		defer overdue(log).Stop()

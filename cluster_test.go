@@ -538,7 +538,13 @@ func TestStopAtLeisure(t *testing.T) {
 	since := time.Now()
 	for _, p := range people {
 		await(t, p, mediaLimit, "still hears the other", func(s client.Stats) bool { return heardSince(s, since) == 1 })
-		p.Close()
+	}
+	for _, p := range people {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		if err := p.Leave(ctx); err != nil {
+			t.Fatal(err)
+		}
+		cancel()
 	}
 	for _, m := range []*member{b, s} {
 		select {
@@ -571,7 +577,7 @@ func TestAccountsFile(t *testing.T) {
 			"--account", id+":one", "--shards-file", w.list)
 	}
 	s.awaitMetric("jitsi_jicofo_bridge_selector_bridge_count", 1)
-	write(scramLine(t, "b1", "one")+scramLine(t, "b2", "one"))
+	write(scramLine(t, "b1", "one") + scramLine(t, "b2", "one"))
 	s.signal(syscall.SIGHUP)
 	s.awaitMetric("jitsi_jicofo_bridge_selector_bridge_count", 2)
 }

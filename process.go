@@ -209,13 +209,14 @@ const (
 // must neither end it nor be lost.
 func hear() <-chan os.Signal {
 	signals := make(chan os.Signal, 8)
-	signal.Notify(signals, syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGUSR2)
+	signal.Notify(signals, syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGQUIT)
 	return signals
 }
 
 // obey does what signals ask of a part until ctx ends: SIGHUP reloads, SIGUSR1 starts a drain, SIGUSR2
-// takes it back. How far a drain is, is in the metrics.
-func obey(ctx context.Context, signals <-chan os.Signal, log *slog.Logger, reg prometheus.Registerer, p part, reload func() error) {
+// takes it back. SIGQUIT is a stop at leisure: a drain, and stop when nothing is left. How far a drain is, is
+// in the metrics.
+func obey(ctx context.Context, signals <-chan os.Signal, log *slog.Logger, reg prometheus.Registerer, p part, reload func() error, stop func()) {
 	gauge := prometheus.NewGauge(prometheus.GaugeOpts{Name: "plenum_drain_stage", Help: "0: in service, 1: draining, 2: drained."})
 	reg.MustRegister(gauge)
 	stage := drainNone
@@ -225,6 +226,7 @@ func obey(ctx context.Context, signals <-chan os.Signal, log *slog.Logger, reg p
 		log.Warn(says)
 	}
 	cancel := func() {}
+	leaving := false             // stop when drained
 	ended := make(chan error, 1) // of the drain
 	for {
 		select {
@@ -236,6 +238,9 @@ func obey(ctx context.Context, signals <-chan os.Signal, log *slog.Logger, reg p
 		case err := <-ended:
 			if stage == draining && err == nil {
 				enter(drained, "drained")
+				if leaving {
+					stop()
+				}
 			}
 		case s := <-signals:
 			switch {
@@ -243,7 +248,12 @@ func obey(ctx context.Context, signals <-chan os.Signal, log *slog.Logger, reg p
 				if err := reload(); err != nil {
 					log.Error("not reloaded, all is as before", "err", err)
 				}
-			case s == syscall.SIGUSR1 && stage == drainNone:
+			case s == syscall.SIGQUIT && stage == drained:
+				stop()
+			case s == syscall.SIGUSR1 && stage == drainNone, s == syscall.SIGQUIT && stage != drained:
+				if leaving = leaving || s == syscall.SIGQUIT; stage == draining {
+					continue
+				}
 				enter(draining, "drain begins")
 				var drain context.Context
 				drain, cancel = context.WithCancel(ctx)
@@ -253,6 +263,7 @@ func obey(ctx context.Context, signals <-chan os.Signal, log *slog.Logger, reg p
 					<-ended
 				}
 				p.Undrain()
+				leaving = false
 				enter(drainNone, "drain taken back")
 			}
 		}

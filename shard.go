@@ -131,6 +131,7 @@ type clusterOptions struct {
 	shard, region string
 	near          []string
 	shardsFile    string
+	accountsFile  string
 	edges         []string
 	consul        string
 	servers       []string
@@ -142,7 +143,7 @@ type clusterOptions struct {
 
 var clusterSettings = []setting{
 	{"shard", "signaling", "shard"}, {"region", "signaling", "region"}, {"near", "signaling", "near"}, {"shards-file", "signaling", "shards_file"},
-	{"edge", "signaling", "edges"}, {"consul", "signaling", "consul"}, {"consul-server", "signaling", "consul_servers"},
+	{"accounts-file", "signaling", "accounts_file"}, {"edge", "signaling", "edges"}, {"consul", "signaling", "consul"}, {"consul-server", "signaling", "consul_servers"},
 	{"lease", "signaling", "lease"}, {"room-key", "signaling", "room_key"}, {"state", "signaling", "state"},
 	{"handover", "signaling", "handover"}, {"metrics", "signaling", "metrics"},
 }
@@ -152,6 +153,7 @@ func (o *clusterOptions) flags(f *pflag.FlagSet) {
 	f.StringVar(&o.region, "region", "", "`REGION` of this shard")
 	f.StringArrayVar(&o.near, "near", nil, "`REGION,REGION,…` near each other: bridges there come next; repeatable")
 	f.StringVar(&o.shardsFile, "shards-file", "", "`FILE` that lists the cluster's shards; SIGHUP reads it again")
+	f.StringVar(&o.accountsFile, "accounts-file", "", "`FILE` of more accounts, a NAME and its SCRAM verifiers (RFC 5803) a line; SIGHUP reads it again")
 	f.StringArrayVar(&o.edges, "edge", nil, "`PREFIX` of edges' and shards' addresses, whose X-Proxy-Region and X-Forwarded-For are believed; repeatable")
 	f.StringVar(&o.consul, "consul", "", "`URL` of the Consul agent that keeps who owns a room (default: this shard owns every room)")
 	f.StringArrayVar(&o.servers, "consul-server", nil, "`URL` of a Consul server, asked whether there is a leader when the agent fails; repeatable (default: the agent)")
@@ -200,8 +202,8 @@ func runSignalingCommand() *cobra.Command {
 		Short: "Run a signaling shard",
 		Long: `Run a signaling shard: the web client, XMPP, the rooms and their focus. Bridges log in to it.
 
-SIGHUP reads the list of shards again. SIGUSR1 starts a drain: rooms are given to other shards one by one;
-plenum_drain_stage tells when it is over. SIGUSR2 takes it back.`,
+SIGHUP reads the list of shards and the accounts' file again. SIGUSR1 starts a drain: rooms are given to other shards one by one;
+plenum_drain_stage tells when it is over. SIGUSR2 takes it back. SIGQUIT drains, and stops then.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if err := configure(c.Flags(), p.config, slices.Concat(shardSettings, clusterSettings, processSettings)); err != nil {
@@ -241,18 +243,18 @@ func runSignaling(ctx context.Context, p processOptions, o shardOptions, k clust
 	config.Metrics, config.Log = ops.registry, log
 
 	shards := handover.NewShards(k.shard)
-	reload := func() error { return nil }
-	if k.shardsFile != "" {
-		reload = func() error {
-			list, err := readShards(k.shardsFile)
-			if err == nil {
-				shards.Set(list)
-			}
-			return err
+	list := func() error {
+		if k.shardsFile == "" {
+			return nil
 		}
-		if err := reload(); err != nil {
-			return err
+		list, err := readShards(k.shardsFile)
+		if err == nil {
+			shards.Set(list)
 		}
+		return err
+	}
+	if err := list(); err != nil {
+		return err
 	}
 	var owner *rooms.Consul
 	if k.consul != "" {
@@ -281,6 +283,24 @@ func runSignaling(ctx context.Context, p processOptions, o shardOptions, k clust
 	if err != nil {
 		return inUse(err, "http", o.http, "xmpp", o.xmpp)
 	}
+	accounts := func() error {
+		if k.accountsFile == "" {
+			return nil
+		}
+		text, err := os.ReadFile(k.accountsFile)
+		if err == nil {
+			err = shard.LoadAccounts(text)
+		}
+		if err != nil {
+			return fmt.Errorf("--accounts-file: %w", err)
+		}
+		return nil
+	}
+	if err := accounts(); err != nil {
+		shard.Close()
+		return err
+	}
+	reload := func() error { return errors.Join(list(), accounts()) }
 	if p.readyFile != "" {
 		url := shardURL(shard, o.tls)
 		r := readyFile{
@@ -294,6 +314,8 @@ func runSignaling(ctx context.Context, p processOptions, o shardOptions, k clust
 	}
 	fmt.Fprintf(out, "shard %s serves %s\n", k.shard, shardURL(shard, o.tls))
 
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
 	g, ctx := errgroup.WithContext(ctx)
 	shardGone := make(chan struct{})
 	g.Go(func() error {
@@ -306,7 +328,7 @@ func runSignaling(ctx context.Context, p processOptions, o shardOptions, k clust
 		g.Go(func() error { return owner.Run(owning) })
 	}
 	g.Go(func() error { return ops.serve(shard.DebugHandler()) })
-	g.Go(func() error { obey(ctx, signals, log, ops.registry, shard, reload); return nil })
+	g.Go(func() error { obey(ctx, signals, log, ops.registry, shard, reload, stop); return nil })
 	g.Go(func() error {
 		<-ctx.Done()
 		defer overdue(log).Stop()

@@ -143,6 +143,7 @@ func (c *Config) validate() error {
 type Server struct {
 	cfg      Config
 	names    names
+	accounts *auth.Accounts
 	sessions *session.Server
 	hall     *hall
 	router   *router
@@ -164,7 +165,7 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, names: n}
+	s := &Server{cfg: cfg, names: n, accounts: accounts}
 	stock := accounts.Has(meet.FocusNick + "@" + n.auth)
 	s.router = &router{cfg: &s.cfg, names: n, stock: stock}
 	s.router.life, s.stop = context.WithCancel(context.Background())
@@ -285,6 +286,10 @@ func (s *Server) closeSite() {
 		s.site.Close()
 	}
 }
+
+// LoadAccounts replaces the accounts that it loaded before, as auth.Accounts.Load reads them; those of the Config stay.
+// Sessions that are open stay open.
+func (s *Server) LoadAccounts(text []byte) error { return s.accounts.Load(text) }
 
 // Drain refuses new rooms, says so in /about/health, gives those that are open to other shards one by one, if
 // there are any, and waits until the last one has gone. When ctx ends before, it returns an error and all is

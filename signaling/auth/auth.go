@@ -20,6 +20,7 @@ import (
 	"fmt"
 	"hash"
 	"strings"
+	"sync/atomic"
 )
 
 // Errors of logging in. The peer is told no more than not-authorized or malformed-request.
@@ -47,30 +48,30 @@ type Verifier struct {
 // An account has one verifier for each hash function that is offered.
 type account struct{ sha1, sha256 Verifier }
 
-// Accounts is a set of accounts, keyed by bare address. It is not changed after it has been made.
+// Accounts is a set of accounts, keyed by bare address: those that it was made with, which stay, and those of the
+// last Load.
 type Accounts struct {
+	domain string
 	byName map[string]account
+	loaded atomic.Pointer[map[string]account]
 	decoy  []byte // makes the salts that unknown names are answered with
 }
 
 // NewAccounts makes accounts from lines NAME:PASSWORD. A NAME without a domain is in the domain given.
 // A name that comes twice is an error, and so is one without a password.
 func NewAccounts(domain string, lines []string) (*Accounts, error) {
-	a := &Accounts{byName: make(map[string]account, len(lines)), decoy: random(32)}
+	a := &Accounts{domain: domain, byName: make(map[string]account, len(lines)), decoy: random(32)}
 	for _, line := range lines {
 		name, password, ok := strings.Cut(line, ":")
 		switch {
 		case !ok || name == "" || password == "":
 			return nil, fmt.Errorf("account %q: want NAME:PASSWORD", name)
-		case strings.ContainsAny(name, " \t\r\n/\"&'<>") || strings.Count(name, "@") > 1:
+		case !plain(name):
 			return nil, fmt.Errorf("account %q: a name has no blanks and none of /\"&'<>", name)
 		case len(password) > maxPasswordBytes:
 			return nil, fmt.Errorf("account %q: the password is longer than %d bytes", name, maxPasswordBytes)
 		}
-		if !strings.Contains(name, "@") {
-			name += "@" + domain
-		}
-		name = strings.ToLower(name)
+		name = a.bare(name)
 		if _, twice := a.byName[name]; twice {
 			return nil, fmt.Errorf("account %q is there twice", name)
 		}
@@ -82,12 +83,36 @@ func NewAccounts(domain string, lines []string) (*Accounts, error) {
 	return a, nil
 }
 
+func plain(name string) bool {
+	return !strings.ContainsAny(name, " \t\r\n/\"&'<>") && strings.Count(name, "@") <= 1
+}
+
+// bare is the key of a name: in our domain unless it says another.
+func (a *Accounts) bare(name string) string {
+	if !strings.Contains(name, "@") {
+		name += "@" + a.domain
+	}
+	return strings.ToLower(name)
+}
+
+func (a *Accounts) find(name string) (account, bool) {
+	name = strings.ToLower(name)
+	if acc, ok := a.byName[name]; ok {
+		return acc, true
+	}
+	if loaded := a.loaded.Load(); loaded != nil {
+		acc, ok := (*loaded)[name]
+		return acc, ok
+	}
+	return account{}, false
+}
+
 // Has reports whether there is an account with this bare address.
 func (a *Accounts) Has(name string) bool {
 	if a == nil {
 		return false
 	}
-	_, ok := a.byName[strings.ToLower(name)]
+	_, ok := a.find(name)
 	return ok
 }
 
@@ -96,7 +121,11 @@ func (a *Accounts) Len() int {
 	if a == nil {
 		return 0
 	}
-	return len(a.byName)
+	n := len(a.byName)
+	if loaded := a.loaded.Load(); loaded != nil {
+		n += len(*loaded)
+	}
+	return n
 }
 
 // check reports whether password is that of the account. It takes the same time for an unknown name.
@@ -109,7 +138,7 @@ func (a *Accounts) check(name, password string) bool {
 // verifier returns an account's verifier for one hash function. For an unknown name it makes one that
 // nothing satisfies and that stays the same, so that a stranger cannot tell which names exist.
 func (a *Accounts) verifier(name string, h func() hash.Hash) (v Verifier, known bool) {
-	acc, known := a.byName[strings.ToLower(name)]
+	acc, known := a.find(name)
 	switch {
 	case !known:
 		return Verifier{
