@@ -11,7 +11,7 @@ TESTFLAGS ?= -shuffle=on -timeout 20m
 servers = $(call need,gcc,gcc libc6-dev); for s in consul vault nomad pebble; do tools/build $$s >/dev/null || exit 1; done
 test check chaos: export PLENUM_NETLAB = 1
 
-.PHONY: help build run test check lint generate bench chaos clean
+.PHONY: help build run test check lint generate bench networks chaos soak clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -43,11 +43,17 @@ generate: ## bundle the web client anew
 	$(GO) generate ./signaling/web
 
 bench: ## what forwarding a packet costs, as a ratio to the limit: the tables of docs/PERFORMANCE.md, in ten minutes
-	$(GO) test -run '^$$' -bench 'Cost|Rooms' -benchtime 1x -timeout 60m . $(BENCHFLAGS)
+	$(GO) test -run '^$$' -bench 'Cost|Rooms|Scale' -benchtime 1x -timeout 60m . $(BENCHFLAGS)
 	$(GO) test -run '^$$' -bench 'Storm|Idle' -benchtime 1x -timeout 60m ./signaling/client/load
+
+networks: ## calls over the standard bad networks: the table of docs/PERFORMANCE.md, in three minutes
+	$(GO) test -run '^$$' -bench Networks -benchtime 1x -timeout 20m . $(BENCHFLAGS)
 
 chaos: ## cuts, restarts and floods in full length: the recovery times of docs/PERFORMANCE.md, in five minutes
 	PLENUM_CHAOS=1 $(GO) test -v -count=1 -run 'Cuts|Restarts|Flood|School|Killed|Waterfall|Loud|OneOwner|HostLost|Drained' -timeout 60m .
+
+soak: ## an hour of people who come and go: memory, goroutines and sockets stay as they were
+	PLENUM_SOAK=1 $(GO) test -v -count=1 -run TestSoak -timeout 90m .
 
 clean: ## what build left
 	rm -rf plenum build
