@@ -120,7 +120,7 @@ func (c *Command) Init(ctx context.Context, f Founding, set func(*Config)) error
 			return err
 		}
 	}
-	if c.Plan || c.JSON {
+	if c.Plan {
 		v := w.view
 		if !w.joined() {
 			v.answer.Nomad.Introduction, v.answer.Consul.Token, v.answer.TLSCert = "later", "later", "later"

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"flag"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -12,6 +13,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -57,7 +59,7 @@ func Run(ctx context.Context, o Options) error {
 		}
 	}
 	w.log = o.Log
-	w.say = func(format string, args ...any) { o.Log.Info(sprintf(format, args...)) }
+	w.say = func(format string, args ...any) { o.Log.Info(fmt.Sprintf(format, args...)) }
 	l := &loop{o: o, work: w, log: o.Log, metrics: newMetrics()}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return l.keep(ctx) })
@@ -232,7 +234,7 @@ func resident() float64 {
 	if err != nil {
 		return 0
 	}
-	fields := splitFields(string(b))
+	fields := strings.Fields(string(b))
 	if len(fields) < 2 {
 		return 0
 	}

@@ -44,7 +44,7 @@ func (c *Command) work() (*work, io.Closer, error) {
 	w.binaries = c.Binaries
 	start := time.Now()
 	w.hand.say = func(format string, args ...any) {
-		c.say("%6.1fs  %s", time.Since(start).Seconds(), sprintf(format, args...))
+		c.say("%6.1fs  %s", time.Since(start).Seconds(), fmt.Sprintf(format, args...))
 	}
 	if c.Plan {
 		return w, io.NopCloser(nil), nil
@@ -151,10 +151,6 @@ func (w *work) factsFor(release string) join.Facts {
 	}
 	return f
 }
-
-func sprintf(format string, args ...any) string { return fmt.Sprintf(format, args...) }
-
-func splitFields(s string) []string { return strings.Fields(s) }
 
 // marshal is JSON of what cannot fail to be.
 func marshal(v any) []byte {
