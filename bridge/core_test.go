@@ -111,6 +111,8 @@ func (x *tap) Heard(time.Time) {
 
 func (x *tap) Connected(time.Time) { x.connected <- struct{}{} }
 
+func (x *tap) Moved(time.Time) {}
+
 // A client is a browser stand-in: an independent WebRTC stack that answers the bridge's offer.
 type client struct {
 	*webrtc.PeerConnection

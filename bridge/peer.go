@@ -56,6 +56,7 @@ type receiver interface {
 	ReceiveRTCP(compound []byte, now time.Time)
 	Heard(now time.Time)
 	Connected(now time.Time)
+	Moved(now time.Time)
 }
 
 // A peer is one client or bridge as the media side sees it: a transport, and the endpoint behind it. It is the
@@ -109,7 +110,7 @@ func (m *media) newPeer(c *core, cfg peerConfig) (*peer, error) {
 		p.tag = binary.BigEndian.Uint32(tag[:])
 		p.t, err = transport.New(transport.Config{
 			Controlling: cfg.Controlling, SCTP: cfg.SCTP, Identity: id, Sockets: m.local, Tag: p.tag,
-			Outbox: &c.out, Send: c.send, Post: p.do, OnState: p.stateChanged,
+			Outbox: &c.out, Send: c.send, Post: p.do, OnState: p.stateChanged, OnPath: p.moved,
 			OnMessage: cfg.OnMessage, OnChannel: cfg.OnChannel,
 		})
 		if err != nil {
@@ -291,6 +292,13 @@ func (p *peer) hear(now time.Time) {
 func (p *peer) tick(now time.Time) {
 	p.due = p.t.Tick(now)
 	p.core.wakeAt(p.due)
+}
+
+// moved is called by the transport on the core's goroutine.
+func (p *peer) moved() {
+	if p.endpoint != nil {
+		p.core.guard(p.room, func() { p.endpoint.Moved(p.core.now) })
+	}
 }
 
 // stateChanged is called by the transport on the core's goroutine.

@@ -403,6 +403,13 @@ func (e *Endpoint) freshen() {
 	}
 }
 
+// Moved says that packets go to the endpoint by another way from now on.
+func (e *Endpoint) Moved(now time.Time) {
+	if e.down.est != nil {
+		e.down.est.Moved(now)
+	}
+}
+
 // Heard says that something authenticated came from the endpoint, be it only consent.
 func (e *Endpoint) Heard(now time.Time) { e.heard = now }
 

@@ -43,9 +43,14 @@ func (e *Endpoint) ReceiveRTCP(b []byte, now time.Time) {
 			case packet.FormatNACK:
 				e.answer(e.outputs[p.Media()], p.NACKs(), now)
 			case packet.FormatTransportCC:
-				if e.down.est == nil || !e.down.est.Feedback(p.Body, now) {
+				d := &e.down
+				back := d.est != nil && d.est.Silent()
+				if d.est == nil || !d.est.Feedback(p.Body, now) {
 					c.stats.BogusFeedback++
 					continue
+				}
+				if back { // pictures need not wait any more than on a new connection
+					d.since, d.patient = now, 0
 				}
 				e.rebudget(now)
 			}

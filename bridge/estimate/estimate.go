@@ -105,6 +105,9 @@ type Estimator struct {
 	cutNext    int64   // packets from this one on were sent after the last cut
 	raised     micros
 
+	fresh  int64   // packets from this one on went the way that packets go now
+	silent float64 // bitrate when the last feedback came, once that is too long ago; else 0
+
 	remb   int64
 	rembAt micros
 	stats  Stats
@@ -244,12 +247,39 @@ func (e *Estimator) Tick(now time.Time) {
 	at := e.micros(now)
 	if e.heard && e.oldest != 0 && at-e.oldest > silentAfter.Microseconds() {
 		// Nothing comes back: be careful, whatever it was.
+		if e.silent == 0 {
+			e.silent = max(e.bitrate, e.before)
+		}
+		e.before = 0
 		e.set(e.bitrate / 2)
 		e.oldest = at
 	}
 	if e.remb > 0 && at-e.rembAt > 30_000_000 {
 		e.remb = 0
 	}
+}
+
+// Silent reports whether nothing has come back for so long that the estimate is being given up.
+func (e *Estimator) Silent() bool { return e.silent > 0 }
+
+// returned begins again after a silence, on what may be another path: with half of what the last one carried, but no more than
+// is tried on a new one, and finds out at once whether all of it is there.
+func (e *Estimator) returned(now time.Time) {
+	was := e.silent
+	e.silent = 0
+	e.Moved(now)
+	e.set(max(e.bitrate, min(was/2, initial)))
+	e.proven = false
+	e.probes.rate = was
+}
+
+// Moved says that packets go another way from now on. How long that way is, what it loses and where it is full is yet to be
+// seen; a longer one is no queue.
+func (e *Estimator) Moved(now time.Time) {
+	e.fresh = e.history.next
+	e.delay, e.arrived, e.loss = delay{}, rate{}, loss{}
+	e.before, e.capacity, e.cutAt, e.probing = 0, 0, 0, false
+	e.probes.anew(e.micros(now))
 }
 
 // learned concludes from one feedback.

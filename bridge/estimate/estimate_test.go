@@ -257,43 +257,51 @@ func BenchmarkFeedback(b *testing.B) {
 	}
 }
 
-// TestOutage has a receiver of three voices come back after 20 s of silence: probes find within seconds what it takes.
+// TestOutage has a receiver of three voices come back after 20 s of silence: with its first word half of what there was is
+// believed again, and as much as is wanted soon after, be that much or a thumbnail.
 func TestOutage(t *testing.T) {
-	e, fb, now := New(start), receive.NewFeedback(start), start
-	e.Want(2_000_000)
-	pass := func(d time.Duration, heard bool) {
-		send := func(n int, kind Kind) {
-			if s := e.Sent(n, kind, now); heard {
-				fb.Arrive(s, 1, false, now.Add(20*time.Millisecond))
+	for _, want := range []int64{2_000_000, 250_000} {
+		e, fb, now := New(start), receive.NewFeedback(start), start
+		e.Want(want)
+		pass := func(d time.Duration, heard bool) {
+			send := func(n int, kind Kind) {
+				if s := e.Sent(n, kind, now); heard {
+					fb.Arrive(s, 1, false, now.Add(20*time.Millisecond))
+				}
+			}
+			for i := 0; i < int(d/(5*time.Millisecond)); i++ {
+				now = now.Add(5 * time.Millisecond)
+				if i%4 == 0 {
+					for range 3 {
+						send(60, Audio)
+					}
+				}
+				if e.Probing(now) {
+					if n := e.Padding(now); n > 0 {
+						send(min(n, 1200), Padding)
+					}
+				}
+				if i%20 == 0 {
+					e.Tick(now)
+					if heard {
+						tell(e, fb, now.Add(20*time.Millisecond))
+					}
+				}
 			}
 		}
-		for i := 0; i < int(d/(5*time.Millisecond)); i++ {
-			now = now.Add(5 * time.Millisecond)
-			if i%4 == 0 {
-				for range 3 {
-					send(60, Audio)
-				}
-			}
-			if e.Probing(now) {
-				if n := e.Padding(now); n > 0 {
-					send(min(n, 1200), Padding)
-				}
-			}
-			if i%20 == 0 {
-				e.Tick(now)
-				if heard {
-					tell(e, fb, now.Add(20*time.Millisecond))
-				}
-			}
+		pass(5*time.Second, true)
+		before := e.Bitrate()
+		pass(20*time.Second, false)
+		if got := e.Bitrate(); got > 100_000 || !e.Silent() {
+			t.Errorf("%d bit/s after the silence", got)
 		}
-	}
-	pass(5*time.Second, true)
-	pass(20*time.Second, false)
-	if got := e.Bitrate(); got > 100_000 {
-		t.Errorf("%d bit/s after the silence", got)
-	}
-	pass(5*time.Second, true)
-	if got := e.Bitrate(); got < 1_000_000 {
-		t.Errorf("%d bit/s five seconds after it", got)
+		pass(200*time.Millisecond, true)
+		if got := e.Bitrate(); got < min(before/2, want) || e.Silent() {
+			t.Errorf("%d bit/s with the first word, %d before", got, before)
+		}
+		pass(time.Second, true)
+		if got := e.Bitrate(); got < want-want/20 {
+			t.Errorf("%d bit/s a second later, %d are wanted", got, want)
+		}
 	}
 }

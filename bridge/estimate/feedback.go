@@ -23,7 +23,9 @@ func (e *Estimator) Feedback(body []byte, now time.Time) bool {
 	}
 	at := e.micros(now)
 	e.heard, e.oldest = true, 0
-	if gap := f.first - e.history.reported; gap > 0 {
+	if e.silent > 0 {
+		e.returned(now)
+	} else if gap := f.first - e.history.reported; gap > 0 {
 		e.missed(f.first)
 	}
 	clock := e.clock.unwrap(f.reference)
@@ -34,7 +36,7 @@ func (e *Estimator) Feedback(body []byte, now time.Time) bool {
 		if f.symbol == 0 {
 			if r != nil && r.state() == underway {
 				r.become(lost)
-				if e.seen[r.kind()] { // else the receiver may not know the number in packets of that kind
+				if e.seen[r.kind()] && n >= e.fresh { // else the receiver may not know the number in packets of that kind
 					e.loss.add(true)
 				}
 			}
@@ -86,7 +88,7 @@ func (e *Estimator) receivedAt(n int64, r *record, arrival, at micros) {
 	}
 	e.arrived.add(int(r.size), arrival)
 	e.probes.received(n, int(r.size), arrival)
-	if !late { // what was overtaken says nothing of a queue
+	if !late && n >= e.fresh { // what was overtaken, or went another way, says nothing of a queue
 		e.delay.add(at-r.since(at), arrival, micros(r.burst)<<burstShift)
 	}
 }

@@ -88,6 +88,12 @@ func (p *probes) cut(at micros) {
 	p.now, p.out, p.rate = cluster{}, [2]cluster{}, 0
 }
 
+// anew forgets what was being tried, and allows the next one at once.
+func (p *probes) anew(at micros) {
+	p.next, p.pause = at, probeEvery
+	p.now, p.out, p.rate = cluster{}, [2]cluster{}, 0
+}
+
 // Probing reports whether padding is to be sent now or soon: Padding is then to be asked every few milliseconds.
 func (e *Estimator) Probing(now time.Time) bool {
 	p := &e.probes
@@ -102,7 +108,7 @@ func (e *Estimator) Probing(now time.Time) bool {
 		if !e.heard || at < p.next || e.want <= int64(e.bitrate) || e.delay.over || e.delay.queue > holdQueue {
 			return false
 		}
-		p.rate = min(max(2*e.bitrate, minProbe), 1.2*float64(e.want)+50_000)
+		p.rate = max(min(2*e.bitrate, 1.2*float64(e.want)+50_000), minProbe)
 		p.next = at + p.pause
 	}
 	rate := min(p.rate, maxProbe)

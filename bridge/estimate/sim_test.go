@@ -396,3 +396,42 @@ func TestStall(t *testing.T) {
 		t.Errorf("%.0f bit/s of video", video)
 	}
 }
+
+// TestCut has nothing arrive for twenty seconds, and less of a path after that: pictures are there again within a second,
+// and nobody waits for them long.
+func TestCut(t *testing.T) {
+	for _, rate := range []float64{3e6, 600e3, 250e3} {
+		f := newFlow(newWorld(path{rate: 3e6, queue: time.Second, delay: 30 * time.Millisecond}), cameras...)
+		f.pass(20 * time.Second)
+		f.w.path.loss = 1
+		f.pass(20 * time.Second)
+		f.w.path = path{rate: rate, queue: time.Second, delay: 60 * time.Millisecond}
+		f.pass(300 * time.Millisecond)
+		f.enough = time.Time{} // a conference does not wait either
+		video, wait := f.pass(time.Second)
+		f.log(t, "at once", video, wait)
+		if video < 80e3 || wait > 600*time.Millisecond {
+			t.Errorf("%.0f bit/s of video at once on %.0f, packets wait %v", video, rate, wait)
+		}
+		f.pass(5 * time.Second)
+		video, wait = f.pass(10 * time.Second)
+		f.log(t, "later", video, wait)
+		if video < 0.4*rate || wait > 200*time.Millisecond {
+			t.Errorf("%.0f bit/s of video later on %.0f, packets wait %v", video, rate, wait)
+		}
+	}
+}
+
+// TestMoved takes a way that is a tenth of a second longer, as from a cable to radio: nothing is less because of that.
+func TestMoved(t *testing.T) {
+	f := newFlow(newWorld(path{rate: 5e6, queue: time.Second, delay: 10 * time.Millisecond}), cameras...)
+	f.pass(20 * time.Second)
+	before, _ := f.pass(5 * time.Second)
+	f.w.path.delay = 110 * time.Millisecond
+	f.e.Moved(f.w.now)
+	video, wait := f.pass(10 * time.Second)
+	f.log(t, "moved", video, wait)
+	if video < 0.95*before || f.e.Stats().Cuts > 0 {
+		t.Errorf("%.0f bit/s of video, %.0f before", video, before)
+	}
+}

@@ -102,6 +102,8 @@ type Config struct {
 	Post func(f func(now time.Time)) bool
 	// OnState is called on the owner's goroutine after each change.
 	OnState func(State)
+	// OnPath is called on the owner's goroutine when packets begin to go another way than before. Optional.
+	OnPath func()
 	// OnMessage and OnChannel come from a goroutine of the transport and must not block. Required with SCTP.
 	OnMessage func(text []byte)
 	OnChannel func(open bool)
@@ -262,8 +264,12 @@ func (t *Transport) settle(now time.Time) {
 		t.cfg.Outbox.Commit(d.Path, append(t.cfg.Outbox.Reserve(len(d.Data)), d.Data...))
 	}
 	if path, ok := t.agent.Selected(); ok && (!t.routed || path != t.path) {
+		moved := t.routed
 		t.path, t.routed = path, true
 		t.pipe.setPath(path)
+		if moved && t.cfg.OnPath != nil {
+			t.cfg.OnPath()
+		}
 	}
 	switch t.state {
 	case Waiting, Checking, Failed:
