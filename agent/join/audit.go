@@ -1,6 +1,7 @@
 package join
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"log/slog"
@@ -50,7 +51,7 @@ func (a *audit) write(e Event) error {
 	} else if e.Reason != "" {
 		level = slog.LevelWarn
 	}
-	a.log.Log(nil, level, e.What, "host", e.Host, "from", e.From, "token", e.Token, "admin", e.Admin, "reason", e.Reason, "text", e.Text)
+	a.log.Log(context.Background(), level, e.What, "host", e.Host, "from", e.From, "token", e.Token, "admin", e.Admin, "reason", e.Reason, "text", e.Text)
 	b, err := json.Marshal(e)
 	if err != nil {
 		return err

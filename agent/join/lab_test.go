@@ -166,8 +166,6 @@ type lab struct {
 	person  *age.X25519Identity
 	bundle  string // ada's tokens
 
-	skew  time.Duration // added to the service's clock
-	mu    sync.Mutex
 	procs map[string]*process
 	again map[string]func() // starts one anew
 }
@@ -189,7 +187,7 @@ func newLab(t testing.TB, o options) *lab {
 	l.startVault(p[0], p[1])
 	cluster := Cluster{Name: "test", Control: netip.MustParsePrefix("10.99.0.0/16"), Media: netip.MustParsePrefix("10.98.0.0/16")}
 	cfg := pki.Config{Address: l.vaultAt, Cluster: cluster.Name, Control: cluster.Control, KeyFile: filepath.Join(l.dir, "vault-keys.json"),
-		Admins: []string{l.person.Recipient().String()}, Now: l.now}
+		Admins: []string{l.person.Recipient().String()}}
 	if o.tweak != nil {
 		o.tweak(&cfg)
 	}
@@ -206,7 +204,7 @@ func newLab(t testing.TB, o options) *lab {
 	l.address, l.admin = fmt.Sprintf("127.0.0.1:%d", p[8]), Admin{Socket: filepath.Join(l.dir, "join.sock")}
 	var log bytes.Buffer
 	sc := Config{Vault: l.vault, Consul: l.consul, Nomad: l.nomad, Dir: filepath.Join(l.dir, "join"), Listen: l.address, Socket: l.admin.Socket,
-		Log: slog.New(slog.NewTextHandler(&syncWriter{w: &log}, nil)), Now: l.now, Watch: 200 * time.Millisecond}
+		Log: slog.New(slog.NewTextHandler(&syncWriter{w: &log}, nil)), Watch: 200 * time.Millisecond}
 	if o.serve != nil {
 		o.serve(&sc)
 	}
@@ -251,18 +249,6 @@ func (s *syncWriter) Write(p []byte) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.w.Write(p)
-}
-
-func (l *lab) now() time.Time {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return time.Now().Add(l.skew)
-}
-
-func (l *lab) setSkew(d time.Duration) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.skew = d
 }
 
 // serve runs the service until the test ends.

@@ -49,20 +49,6 @@ func introduce(ctx context.Context, c *api.Client, host, pool string) (string, e
 // introductionLife is how long a host has from its enrolment to its first registration.
 const introductionLife = 30 * time.Minute
 
-// node finds the client of a host, or nil.
-func node(ctx context.Context, c *api.Client, host string) (*api.NodeListStub, error) {
-	all, _, err := c.Nodes().List((&api.QueryOptions{}).WithContext(ctx))
-	if err != nil {
-		return nil, fmt.Errorf("nomad: %w", err)
-	}
-	for _, n := range all {
-		if n.Name == host {
-			return n, nil
-		}
-	}
-	return nil, nil
-}
-
 // expel takes every client with the host's name out of Nomad.
 func expel(ctx context.Context, c *api.Client, host string) error {
 	nodes, _, err := c.Nodes().List((&api.QueryOptions{}).WithContext(ctx))
