@@ -19,6 +19,8 @@ import (
 	"plenum/signaling/client"
 	"plenum/signaling/client/count"
 	"plenum/wire/colibri"
+	"plenum/wire/jingle"
+	"plenum/wire/xmpp"
 )
 
 // An arena is plenum dev with a call of two in it, which has to go on whatever is done to the shard.
@@ -443,6 +445,117 @@ func TestSpoofedMessages(t *testing.T) {
 			}
 		case <-ctx.Done():
 			t.Fatal("the channel is dead")
+		}
+	}
+}
+
+// TestSSRCConflict has people take what another one in the room sends under: its SSRCs, msids and names are refused whenever they
+// are announced, nothing comes through that was not, and the one who had them does not notice.
+func TestSSRCConflict(t *testing.T) {
+	before := goleak.IgnoreCurrent()
+	t.Cleanup(func() { goleak.VerifyNone(t, before) })
+	shard := startDev(t)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*mediaLimit)
+	defer cancel()
+	numbers := func() func() uint32 {
+		n := uint32(1000)
+		return func() uint32 { n++; return n }
+	}
+	join := func(change func(*client.Config)) *client.Participant {
+		t.Helper()
+		cfg := client.Config{URL: shard.HTTP, Room: "ssrc", Rewriting: true, Send: client.Media{Audio: true, Video: true}}
+		change(&cfg)
+		p, err := client.Join(ctx, cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(p.Close)
+		return p
+	}
+	var said jingle.Session
+	victim := join(func(c *client.Config) {
+		c.SSRC, c.Answer = numbers(), func(s *jingle.Session) { said = *s }
+		c.Send.Colour = "red"
+	})
+	plain := join(func(c *client.Config) { c.Rewriting, c.Send.Colour = false, "green" }) // knows senders by SSRC alone
+	other := join(func(c *client.Config) { c.Send.Colour = "blue" })
+	undisturbed := func() {
+		t.Helper()
+		now := time.Now()
+		for _, p := range []*client.Participant{plain, other} {
+			await(t, p, mediaLimit, "hears and sees the victim", func(s client.Stats) bool {
+				picture := s.Source(victim.ID() + "-v0")
+				return s.Source(victim.ID()+"-a0").LastPacket.After(now) && picture.LastFrame.After(now) && picture.Colour == "red"
+			})
+		}
+		await(t, victim, mediaLimit, "hears and sees the others", plays(2))
+		for _, p := range []*client.Participant{victim, plain, other} {
+			if s := p.Stats(); s.Sessions != 1 || s.Resumptions != 0 {
+				t.Fatalf("%s was disturbed: %s", p.ID(), s.String())
+			}
+		}
+	}
+	undisturbed()
+
+	// With the first word.
+	refused := make(chan error, 1)
+	join(func(c *client.Config) {
+		c.SSRC = numbers()
+		c.OnEvent = func(e client.Event) {
+			if e.Kind == client.SessionFailed {
+				refused <- e.Err
+			}
+		}
+	})
+	select {
+	case err := <-refused:
+		if e := (xmpp.StanzaError{}); !errors.As(err, &e) || e.Condition != xmpp.BadRequest || !strings.Contains(e.Text, "in use") {
+			t.Errorf("session-accept with another's SSRCs: %v", err)
+		}
+	case <-ctx.Done():
+		t.Fatal("session-accept with another's SSRCs is not answered")
+	}
+	undisturbed()
+
+	// Later, and without a word: what is sent under the victim's SSRCs is announced under others.
+	var offer jingle.Session
+	thief := join(func(c *client.Config) {
+		c.SSRC, c.Send.Colour = numbers(), "yellow"
+		c.Answer = func(s *jingle.Session) {
+			offer = *s
+			for _, content := range s.Contents {
+				for i := range content.Sources {
+					content.Sources[i].SSRC += 1000
+				}
+				for _, g := range content.Groups {
+					for i := range g.SSRCs {
+						g.SSRCs[i] += 1000
+					}
+				}
+			}
+		}
+	})
+	await(t, thief, mediaLimit, "hears and sees the others", plays(3))
+	theirs := said.Content("video").Sources[0]
+	for what, s := range map[string]jingle.Source{
+		"SSRC": {SSRC: theirs.SSRC, Name: thief.ID() + "-v1", MSID: "its own"},
+		"msid": {SSRC: 5000, Name: thief.ID() + "-v1", MSID: theirs.MSID},
+		"name": {SSRC: 5000, Name: theirs.Name, MSID: "its own"},
+	} {
+		_, err := thief.IQ(ctx, "set", offer.Initiator, jingle.Session{
+			Action: jingle.SourceAdd, SID: offer.SID, Initiator: offer.Initiator,
+			Contents: []jingle.Content{{Creator: "initiator", Name: "video", Media: "video", Sources: []jingle.Source{s}}},
+		}.Element())
+		if e := (xmpp.StanzaError{}); !errors.As(err, &e) || e.Condition != xmpp.BadRequest {
+			t.Errorf("source-add of another's %s: %v", what, err)
+		}
+	}
+	undisturbed()
+	for _, p := range []*client.Participant{victim, plain, other} {
+		for _, r := range p.Stats().Received {
+			if r.Source.Owner == thief.ID() && r.Packets > 0 {
+				t.Errorf("%s got %d packets of %s, which was announced otherwise", p.ID(), r.Packets, r.Source.Name)
+			}
 		}
 	}
 }

@@ -34,6 +34,7 @@ import (
 	"plenum/signaling/client/peer"
 	"plenum/wire/colibri"
 	"plenum/wire/jid"
+	"plenum/wire/jingle"
 	"plenum/wire/xmpp"
 )
 
@@ -112,6 +113,11 @@ type Config struct {
 	// NoRestart does not ask for a new session when ICE has failed.
 	NoRestart bool
 
+	// SSRC chooses the numbers of our sources, and Answer changes what is said of them to an offer, as faulty and hostile clients
+	// do. Default: chance, and nothing.
+	SSRC   func() uint32
+	Answer func(*jingle.Session)
+
 	// Detour names the address that media for another goes to and comes from, such as that of a bad network. Default: none.
 	Detour func(netip.AddrPort) netip.AddrPort
 
@@ -142,6 +148,12 @@ func (cfg *Config) validate() (*url.URL, error) {
 	setDefault(&cfg.Send.Level, 30)
 	if cfg.ResumeAfter == 0 {
 		cfg.ResumeAfter = 1500*time.Millisecond + rand.N(1500*time.Millisecond)
+	}
+	if cfg.SSRC == nil {
+		cfg.SSRC = func() uint32 { return rand.Uint32N(1<<32-2) + 1 }
+	}
+	if cfg.Answer == nil {
+		cfg.Answer = func(*jingle.Session) {}
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)

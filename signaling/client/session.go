@@ -101,6 +101,7 @@ func (p *Participant) onOffer(from string, offer *jingle.Session) {
 		}
 	}
 	answer := accept(offer, from, p.stream.jid.String(), s.peer.Local(), s.tracks, &p.cfg)
+	p.cfg.Answer(&answer)
 	p.request("set", from, answer.Element(), func(e *xmpp.Element) {
 		if p.session != s {
 			return
@@ -145,16 +146,14 @@ func (p *Participant) newTrack(kind, suffix string, encodings int, video bool) t
 		msid: fmt.Sprintf("%s-%s-0-1 %08x-%04x-4000-8000-%012x-1", p.room.nick, kind, rand.Uint32(), rand.Uint32()>>16, rand.Uint64()>>16),
 	}
 	for range encodings {
-		e := peer.Encoding{SSRC: newSSRC()}
+		e := peer.Encoding{SSRC: p.cfg.SSRC()}
 		if video && !p.cfg.NoRTX {
-			e.RTX = newSSRC()
+			e.RTX = p.cfg.SSRC()
 		}
 		t.encodings = append(t.encodings, e)
 	}
 	return t
 }
-
-func newSSRC() uint32 { return rand.Uint32N(1<<32-2) + 1 }
 
 // setLevel tells the peer how loud we are.
 func (p *Participant) setLevel(s *session) {
