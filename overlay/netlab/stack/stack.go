@@ -97,6 +97,7 @@ bind_addr = "127.0.0.1"
 session_ttl_min = "5s"
 ports { http = %d, dns = -1, grpc = -1, grpc_tls = -1, server = %d, serf_lan = %d, serf_wan = -1 }
 performance { raft_multiplier = 1 }
+telemetry { prometheus_retention_time = "60s" }
 `, ports[0], ports[1], ports[2])
 	s.start(Path(t, "consul"), "agent", "-dev", "-config-file", s.write("consul.hcl", config))
 	s.await("/v1/status/leader", func(body []byte) bool { return bytes.Contains(body, []byte(":")) })
@@ -132,6 +133,7 @@ client {
   template { wait { min = "200ms", max = "1s" } }
 }
 plugin "raw_exec" { config { enabled = true } }
+telemetry { prometheus_metrics = true }
 %s
 `, ports[0], ports[1], ports[2], register)
 	s.start(Path(t, "nomad"), "agent", "-dev", "-data-dir", filepath.Join(s.Dir, "data"),
