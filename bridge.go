@@ -177,6 +177,7 @@ func runBridge(ctx context.Context, p processOptions, o bridgeOptions, m memberO
 		return b.Run(ctx)
 	})
 	g.Go(func() error { return ops.serve(nil) })
+	g.Go(func() error { frugal(ctx); return nil })
 	reload := func() error {
 		shards, err := m.shards()
 		if err != nil {

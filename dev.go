@@ -237,6 +237,7 @@ func (d *dev) run(ctx context.Context) error {
 		g.Go(func() error { return b.Run(bridges) })
 	}
 	g.Go(func() error { return d.ops.serve(d.shard.DebugHandler()) })
+	g.Go(func() error { frugal(ctx); return nil })
 	g.Go(func() error {
 		<-ctx.Done()
 		defer overdue(d.log).Stop()

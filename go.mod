@@ -5,6 +5,9 @@ go 1.26.7
 // Later releases of transport/v5 are not served by every module proxy; 5.0.0 builds all that we use.
 replace github.com/pion/transport/v5 => github.com/pion/transport/v5 v5.0.0
 
+// Nebula needs five numbers of it; see there.
+replace github.com/google/gopacket => ./overlay/nebula/gopacket
+
 require (
 	filippo.io/age v1.2.1
 	github.com/HdrHistogram/hdrhistogram-go v1.4.0
@@ -21,6 +24,7 @@ require (
 	github.com/hashicorp/hcl/v2 v2.25.0
 	github.com/hashicorp/nomad/api v0.0.0-20251112085157-4f01f1455f20
 	github.com/hashicorp/vault/api v1.23.0
+	github.com/miekg/dns v1.1.73
 	github.com/pion/datachannel v1.6.3
 	github.com/pion/dtls/v2 v2.2.12
 	github.com/pion/dtls/v3 v3.1.15
@@ -108,7 +112,6 @@ require (
 	github.com/mdlayher/netlink v1.7.3-0.20250113171957-fbb4dce95f42 // indirect
 	github.com/mdlayher/socket v0.5.1 // indirect
 	github.com/mholt/acmez/v3 v3.1.7 // indirect
-	github.com/miekg/dns v1.1.73 // indirect
 	github.com/miekg/pkcs11 v1.1.2 // indirect
 	github.com/mitchellh/go-homedir v1.1.0 // indirect
 	github.com/mitchellh/go-wordwrap v1.0.1 // indirect

@@ -373,9 +373,7 @@ func (s *socket) write(done <-chan struct{}) {
 func (b *Bridge) ChannelHandler() http.Handler { return http.HandlerFunc(b.serveChannel) }
 
 var upgrader = websocket.Upgrader{
-	HandshakeTimeout: 10 * time.Second,
-	ReadBufferSize:   4 << 10,
-	WriteBufferSize:  4 << 10,
+	HandshakeTimeout: 10 * time.Second, // buffers are those of the HTTP server, which it holds anyway
 	// Pages come from the shard's or the edge's name; the password says who may.
 	CheckOrigin: func(*http.Request) bool { return true },
 }

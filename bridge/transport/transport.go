@@ -314,10 +314,21 @@ func (t *Transport) run() {
 	if t.cfg.SCTP {
 		t.channel.serve(conn)
 	} else {
-		io.Copy(io.Discard, conn) // nothing but alerts is expected
+		discard(conn)
 	}
 	// The peer has closed DTLS, or we have. Media goes on as long as it comes: whether the peer is gone is
 	// judged by its silence.
+}
+
+// discard reads to the end: nothing but alerts is expected. What is longer than a byte is an error that passes.
+func discard(conn *dtls.Conn) {
+	var b [1]byte
+	for {
+		var passes *dtls.TemporaryError
+		if _, err := conn.Read(b[:]); err != nil && !errors.As(err, &passes) {
+			return
+		}
+	}
 }
 
 // install begins SRTP with the keys of a handshake.
