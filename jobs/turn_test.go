@@ -1,0 +1,222 @@
+//go:build linux
+
+package jobs
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/netip"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/nomad/api"
+	"github.com/pion/logging"
+	"github.com/pion/turn/v4"
+	"go.uber.org/goleak"
+
+	"plenum/overlay/netlab"
+	"plenum/overlay/netlab/stack"
+)
+
+// parse reads a job file as Nomad's command line does.
+func parse(t *testing.T, file string, vars ...string) *api.Job {
+	t.Helper()
+	var args []string
+	for _, v := range vars {
+		args = append(args, "-var", v)
+	}
+	out, err := exec.Command(stack.Path(t, "jobspec"), append(args, file)...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s: %s", file, out)
+	}
+	var job api.Job
+	if err := json.Unmarshal(out, &job); err != nil {
+		t.Fatal(err)
+	}
+	return &job
+}
+
+// TestOperatorsJobs parses the jobs that operators submit themselves: every variable says its type and what it is for,
+// and nothing is asked for without need.
+func TestOperatorsJobs(t *testing.T) {
+	for file, vars := range map[string][]string{
+		"prometheus.nomad.hcl": {`nodes=["a"]`, `alertmanagers=["10.77.0.9:9093"]`},
+		"grafana.nomad.hcl":    {`nodes=["a"]`},
+		"turn.nomad.hcl":       {`nodes=["a","b"]`, "region=muc", "realm=meet.example", `overlays=["10.77.0.0/16","fd77::/64"]`},
+	} {
+		job := parse(t, file, vars...)
+		if *job.NodePool != "all" || len(job.Constraints) == 0 || job.Constraints[0].LTarget != "${node.unique.id}" {
+			t.Errorf("%s: in pool %s, constraints %v", file, *job.NodePool, job.Constraints)
+		}
+		for _, g := range job.TaskGroups {
+			for _, task := range g.Tasks {
+				if task.Driver != "exec" || task.User != "nobody" {
+					t.Errorf("%s: %s is run by %s as %q", file, task.Name, task.Driver, task.User)
+				}
+			}
+			for _, s := range g.Services {
+				if s.Provider != "consul" || !strings.HasPrefix(s.Name, "plenum-") || s.Meta["region"] == "" || len(s.Checks) == 0 {
+					t.Errorf("%s: service %+v", file, s)
+				}
+			}
+		}
+		for _, v := range regexp.MustCompile(`(?s)variable "(\w+)" \{\n(.*?)\n\}`).FindAllStringSubmatch(read(t, file), -1) {
+			if !strings.Contains(v[2], "type ") || !strings.Contains(v[2], "description") {
+				t.Errorf("%s: variable %s has no type or description", file, v[1])
+			}
+		}
+	}
+	if text := *parse(t, "prometheus.nomad.hcl", `nodes=["a"]`, `alertmanagers=["10.77.0.9:9093"]`).TaskGroups[0].Tasks[0].Templates[0].EmbeddedTmpl; !strings.Contains(text, "10.77.0.9:9093") {
+		t.Errorf("alerts go nowhere: %s", text)
+	}
+}
+
+// TestTURN runs the real coturn with the job's configuration on a host that is on the Internet and on an overlay:
+//
+//	client ─── wan ─── turn ─── overlay ─── consul
+//	bridge ────┘
+//
+// A client reaches the bridge through it, by UDP and by TCP. It reaches neither the overlay, nor the host itself, nor
+// what only the host may reach; relays TCP to nobody; and serves nobody without the secret.
+func TestTURN(t *testing.T) {
+	lab := netlab.New(t)
+	t.Cleanup(func() { goleak.VerifyNone(t, goleak.IgnoreCurrent()) })
+	wan := lab.Switch("wan", netip.MustParsePrefix("5.9.0.0/24"))
+	overlay := lab.Switch("overlay", netip.MustParsePrefix("44.77.0.0/24")) // public, so that only the variable denies it
+	client, server, bridge, consul := lab.Host("client"), lab.Host("turn"), lab.Host("bridge"), lab.Host("consul")
+	for _, h := range []*netlab.Host{client, server, bridge} {
+		lab.Link(h, wan, netlab.LinkConfig{})
+	}
+	lab.Link(server, overlay, netlab.LinkConfig{})
+	lab.Link(consul, overlay, netlab.LinkConfig{})
+
+	const secret = "0123456789abcdef"
+	template := *parse(t, "turn.nomad.hcl", "region=muc", `nodes=["a"]`, "realm=meet.example", `overlays=["44.77.0.0/16","fd77::/64"]`,
+		`denied=["5.9.0.99/32"]`, fmt.Sprintf(`listen=[%q]`, server.Addr())).TaskGroups[0].Tasks[0].Templates[0].EmbeddedTmpl
+	dir := t.TempDir()
+	config, n := regexp.MustCompile(`\{\{ with nomadVar "nomad/jobs/turn-muc" \}\}(.*)\{\{ \.secret \}\}\{\{ end \}\}`), 0
+	text := config.ReplaceAllStringFunc(template, func(s string) string {
+		n++
+		return config.FindStringSubmatch(s)[1] + secret
+	})
+	if n != 1 {
+		t.Fatalf("the secret is not in the configuration:\n%s", template)
+	}
+	file := filepath.Join(dir, "turnserver.conf")
+	write(t, file, strings.ReplaceAll(text, "/tmp/", dir+"/"))
+	process := server.Start("turnserver", "-c", file)
+	address := net.JoinHostPort(server.Addr().String(), "3478")
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	within(t, 30*time.Second, func() string {
+		c, err := client.Dial(ctx, "tcp", address)
+		if err != nil {
+			return err.Error()
+		}
+		c.Close()
+		return ""
+	})
+
+	user, password, err := turn.GenerateLongTermTURNRESTCredentials(secret, "alice", time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dial := func(network, user, password string) *turn.Client {
+		t.Helper()
+		var conn net.PacketConn
+		if network == "udp" {
+			conn, err = client.ListenPacket("udp", ":0")
+		} else {
+			var c net.Conn
+			if c, err = client.Dial(ctx, "tcp", address); err == nil {
+				conn = turn.NewSTUNConn(c)
+			}
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		c, err := turn.NewClient(&turn.ClientConfig{TURNServerAddr: address, STUNServerAddr: address, Conn: conn, Username: user, Password: password,
+			LoggerFactory: &logging.DefaultLoggerFactory{DefaultLogLevel: logging.LogLevelDisabled}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(c.Close)
+		if err := c.Listen(); err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	if _, err := dial("udp", user, "wrong").Allocate(); err == nil {
+		t.Error("a wrong password is let in")
+	}
+	old, oldPassword, err := turn.GenerateLongTermTURNRESTCredentials(secret, "alice", -time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := dial("udp", old, oldPassword).Allocate(); err == nil {
+		t.Error("a user whose time is over is let in")
+	}
+	if c, err := dial("tcp", user, password).AllocateTCP(); err == nil {
+		t.Errorf("TCP is relayed from %v", c.Addr())
+	}
+
+	listen := func(h *netlab.Host) (net.PacketConn, *net.UDPAddr) {
+		t.Helper()
+		c, err := h.ListenPacket("udp4", ":10000")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		return c, &net.UDPAddr{IP: h.Addr().AsSlice(), Port: 10000}
+	}
+	media, peer := listen(bridge)
+	inner, inside := listen(consul)
+	for _, network := range []string{"udp", "tcp"} {
+		relay, err := dial(network, user, password).Allocate()
+		if err != nil {
+			t.Fatalf("%s: %v\n%s", network, err, process.Output())
+		}
+		if a := relay.LocalAddr().(*net.UDPAddr); a.IP.String() != server.Addr().String() || a.Port < 49152 {
+			t.Errorf("%s: relayed from %v", network, a)
+		}
+		if _, err := relay.WriteTo([]byte("hello"), peer); err != nil {
+			t.Fatalf("%s: to a bridge: %v", network, err)
+		}
+		b := make([]byte, 100)
+		_ = media.SetReadDeadline(time.Now().Add(10 * time.Second))
+		n, from, err := media.ReadFrom(b)
+		if err != nil || string(b[:n]) != "hello" || from.String() != relay.LocalAddr().String() {
+			t.Fatalf("%s: the bridge has %q from %v, %v", network, b[:n], from, err)
+		}
+		if _, err := media.WriteTo([]byte("hello, client"), from); err != nil {
+			t.Fatal(err)
+		}
+		_ = relay.SetReadDeadline(time.Now().Add(10 * time.Second))
+		if n, _, err := relay.ReadFrom(b); err != nil || string(b[:n]) != "hello, client" {
+			t.Fatalf("%s: the client has %q, %v", network, b[:n], err)
+		}
+		for _, address := range []string{inside.IP.String(), "44.77.255.255", "127.0.0.1", "0.0.0.0", "10.0.0.1", "100.64.0.1", "169.254.169.254", "172.31.255.255",
+			"192.168.1.1", "198.18.0.1", "224.0.0.1", "255.255.255.255", "5.9.0.99"} {
+			for _, port := range []int{10000, 8500} {
+				if _, err := relay.WriteTo([]byte("evil"), &net.UDPAddr{IP: net.ParseIP(address), Port: port}); err == nil {
+					t.Errorf("%s: %s:%s is relayed to", network, address, strconv.Itoa(port))
+				} else if !strings.Contains(err.Error(), "403") {
+					t.Errorf("%s: to %s: %v, want 403", network, address, err)
+				}
+			}
+		}
+		relay.Close()
+	}
+	_ = inner.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+	if n, from, err := inner.ReadFrom(make([]byte, 100)); err == nil {
+		t.Errorf("%d bytes came into the overlay from %v", n, from)
+	}
+}
