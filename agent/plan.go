@@ -109,7 +109,7 @@ func (v *view) desired() Desired {
 			{"fs.inotify.max_user_instances", 512, "one for each task"},
 			{"net.core.somaxconn", 4096, "a room that joins at once"},
 		},
-		Programs: a.Binaries,
+		Programs: slices.DeleteFunc(slices.Clone(a.Binaries), func(b join.Binary) bool { return b.Name == "vault" && !v.is(join.RoleServer) }),
 		Files: []File{
 			{configFile, v.cfg.text(), 0o644, "what this host says of itself", true},
 			{seedFile, v.seed(), 0o600, "signed records of the hosts, to begin with", false},

@@ -113,6 +113,7 @@ func (v *view) nomad() []byte {
 	}
 	if v.is(join.RoleServer) {
 		server := object{"enabled": true, "raft_multiplier": 1, "heartbeat_grace": "10s",
+			"min_heartbeat_ttl":   "4s", // a new node is ready with its first heartbeat, which comes within this
 			"client_introduction": object{"enforcement": "strict"},
 			"server_join":         object{"retry_join": v.others(), "retry_interval": "1s"}}
 		if v.first {
