@@ -11,7 +11,7 @@ TESTFLAGS ?= -shuffle=on -timeout 20m
 servers = $(call need,gcc,gcc libc6-dev); for s in consul vault nomad pebble; do tools/build $$s >/dev/null || exit 1; done
 test check chaos: export PLENUM_NETLAB = 1
 
-.PHONY: help build run test check lint generate bench networks chaos soak clean
+.PHONY: help build run test check lint generate bench networks chaos soak lab-hosts clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,8 +24,8 @@ run: build ## start a call server on this machine and print a room link
 
 test: ## every test, those with a real browser included
 	@$(needs); $(servers)
-	$(GO) test $(TESTFLAGS) $$($(GO) list ./... | grep -v /overlay)
-	$(GO) test -p 1 -parallel 1 $(TESTFLAGS) ./overlay/... # they count each lost packet: alone on the machine
+	$(GO) test $(TESTFLAGS) $$($(GO) list ./... | grep -v -e /overlay -e /agent$$)
+	$(GO) test -p 1 -parallel 1 $(TESTFLAGS) ./overlay/... ./agent # they count each lost packet: alone on the machine
 
 check: lint ## the whole gate: format, vet, staticcheck, govulncheck, and every test with the race detector
 	@$(needs); $(servers)
@@ -51,9 +51,14 @@ networks: ## calls over the standard bad networks: the table of docs/PERFORMANCE
 
 chaos: ## cuts, restarts and floods in full length: the recovery times of docs/PERFORMANCE.md, in five minutes
 	PLENUM_CHAOS=1 $(GO) test -v -count=1 -run 'Cuts|Restarts|Flood|School|Killed|Waterfall|Loud|OneOwner|HostLost|Drained' -timeout 60m .
+	PLENUM_CHAOS=1 $(GO) test -v -count=1 -timeout 60m ./agent
 
 soak: ## an hour of people who come and go: memory, goroutines and sockets stay as they were
 	PLENUM_SOAK=1 $(GO) test -v -count=1 -run TestSoak -timeout 90m .
+
+lab-hosts: build ## a cluster on test hosts: a server (SERVERS=3: three), three hosts, two regions; LAB_ONCE=1 proves it and ends
+	@$(needs); $(servers)
+	$(GO) run ./overlay/netlab/lab -plenum ./plenum
 
 clean: ## what build left
 	rm -rf plenum build
