@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"plenum/agent"
+	"plenum/jobs"
 )
 
 func main() { os.Exit(run()) }
@@ -25,6 +26,10 @@ func run() int {
 	err := command().ExecuteContext(ctx)
 	if err != nil && !errors.Is(err, context.Canceled) {
 		fmt.Fprintln(os.Stderr, "plenum:", err)
+		var coded interface{ ExitCode() int }
+		if errors.As(err, &coded) {
+			return coded.ExitCode()
+		}
 		return 1
 	}
 	return 0
@@ -41,6 +46,7 @@ func command() *cobra.Command {
 	}
 	root.AddCommand(devCommand(), runCommand(), roomCommand(), probeCommand())
 	root.AddCommand(agent.Commands(version())...)
+	root.AddCommand(jobs.Commands(cluster)...)
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return fmt.Errorf("%w; %s --help lists the flags", err, c.CommandPath())
 	})

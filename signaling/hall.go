@@ -190,14 +190,18 @@ func (h *hall) Run(ctx context.Context) error {
 	return nil
 }
 
-// Drain refuses new rooms, moves the open ones away one by one where there is another shard, and waits until
+// Drain refuses new rooms, moves the open ones away one by one as soon as there is another shard, and waits until
 // the last one has ended, or ctx.
 func (h *hall) Drain(ctx context.Context) error {
 	h.admitNoMore()
-	if m, ok := h.cfg.Owner.(mover); ok && m.Drain(true) {
-		h.moveAll(ctx)
-	}
+	owner, waiting := h.cfg.Owner.(mover)
+	look := time.NewTicker(moverEvery)
+	defer look.Stop()
 	for {
+		if waiting && owner.Drain(true) {
+			waiting = false
+			h.moveAll(ctx)
+		}
 		h.mu.Lock()
 		left, change := 0, h.emptied
 		for j := range h.rooms {
@@ -211,11 +215,15 @@ func (h *hall) Drain(ctx context.Context) error {
 		}
 		select {
 		case <-change:
+		case <-look.C:
 		case <-ctx.Done():
 			return fmt.Errorf("%d rooms left: %w", left, ctx.Err())
 		}
 	}
 }
+
+// moverEvery is how often a shard that drains looks whether another one has come.
+const moverEvery = time.Second
 
 // admitNoMore refuses new rooms from now on.
 func (h *hall) admitNoMore() {
