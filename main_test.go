@@ -9,7 +9,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"plenum": main, "flood": flood})
+	testscript.Main(m, map[string]func(){"plenum": main, "flood": flood, "participant": participant})
 }
 
 // TestScripts runs the stories in testdata/script over the real binary.

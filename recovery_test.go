@@ -4,13 +4,16 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -31,12 +34,17 @@ type split struct {
 	http, xmpp string
 	shard      *signaling.Server
 	stop       func()
+	change     func(*signaling.Config)
 }
 
 // startSplit runs a bridge until the test ends, and a shard that restart replaces.
-func startSplit(t *testing.T) *split {
+func startSplit(t *testing.T, change ...func(*signaling.Config)) *split {
 	t.Helper()
-	s := &split{t: t, http: freePort(t), xmpp: freePort(t)}
+	s := &split{t: t, http: freePort(t), xmpp: freePort(t), change: func(cfg *signaling.Config) {
+		for _, f := range change {
+			f(cfg)
+		}
+	}}
 	s.start()
 	const free = "127.0.0.1:0"
 	b, err := bridge.New(bridge.Config{
@@ -78,6 +86,7 @@ func (s *split) start() {
 	s.t.Helper()
 	config := signaling.Config{HTTP: s.http, XMPP: s.xmpp, Accounts: []string{"jvb:secret"}, Web: web.Handler()}
 	config.Sessions.ResumeKey = []byte("the same every time")
+	s.change(&config)
 	shard, err := signaling.New(config)
 	if err != nil {
 		s.t.Fatal(err)
@@ -191,7 +200,7 @@ func TestCuts(t *testing.T) {
 		{"socket", time.Second, false}, {"media", 2 * time.Second, false}, {"all", 2 * time.Second, false},
 		{"socket", 5 * time.Second, true}, {"socket", 90 * time.Second, true},
 		{"media", 5 * time.Second, true}, {"media", 45 * time.Second, true},
-		{"all", 5 * time.Second, true}, {"sleep", 90 * time.Second, true},
+		{"all", 5 * time.Second, true},
 	} {
 		t.Run(fmt.Sprintf("%s for %v", c.what, c.after), func(t *testing.T) {
 			if c.long != fullLength() {
@@ -217,14 +226,8 @@ func TestCuts(t *testing.T) {
 				one.Cut()
 				restore = one.Restore
 			}
-			if c.what == "sleep" {
-				if err := one.Sleep(c.after); err != nil {
-					t.Fatal(err)
-				}
-			} else {
-				time.Sleep(c.after)
-				restore()
-			}
+			time.Sleep(c.after)
+			restore()
 			began := time.Now()
 			reloaded := ""
 			select {
@@ -246,6 +249,162 @@ func TestCuts(t *testing.T) {
 			t.Logf("hears after %v, is heard after %v, all well after %v; %d resumptions, %d media sessions%s", down.Round(time.Millisecond),
 				up.Round(time.Millisecond), time.Since(began).Round(time.Millisecond), s.Resumptions, s.Sessions, reloaded)
 		})
+	}
+}
+
+// participant is a program of the tests: participant URL ROOM takes part in a call, and says twenty times a second what it
+// gets, until its input ends.
+func participant() {
+	ctx, stop := context.WithCancel(context.Background())
+	go func() { io.Copy(io.Discard, os.Stdin); stop() }()
+	p, err := client.Join(ctx, client.Config{
+		URL: os.Args[1], Room: os.Args[2], Rewriting: true, ResumeAfter: 500 * time.Millisecond,
+		Send: client.Media{Audio: true, Video: true, Simulcast: true, DependencyDescriptor: true},
+	})
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	defer p.Close()
+	for out := json.NewEncoder(os.Stdout); ctx.Err() == nil && p.Err() == nil; time.Sleep(50 * time.Millisecond) {
+		s := p.Stats()
+		w := word{ID: s.ID, Sessions: s.Sessions, Resumptions: s.Resumptions, Heard: map[string]time.Time{}, Seen: map[string]time.Time{}}
+		for _, r := range s.Received {
+			if r.Source.Kind == client.Audio {
+				w.Heard[r.Source.Owner] = r.LastPacket
+			} else {
+				w.Seen[r.Source.Owner] = r.LastFrame
+			}
+		}
+		out.Encode(w)
+	}
+}
+
+// A word is what a participant in another process says of itself: when it last heard and saw whom.
+type word struct {
+	ID                    string
+	Sessions, Resumptions int
+	Heard, Seen           map[string]time.Time
+}
+
+// A remote is a participant in another process.
+type remote struct {
+	t    *testing.T
+	mu   sync.Mutex
+	last word
+}
+
+// listen takes what the participant says.
+func (r *remote) listen(out io.Reader) {
+	for in := json.NewDecoder(out); ; {
+		var w word
+		if in.Decode(&w) != nil {
+			return
+		}
+		r.mu.Lock()
+		r.last = w
+		r.mu.Unlock()
+	}
+}
+
+// await waits until the participant says something of that sort.
+func (r *remote) await(limit time.Duration, what string, f func(word) bool) word {
+	r.t.Helper()
+	for end := time.Now().Add(limit); ; time.Sleep(10 * time.Millisecond) {
+		r.mu.Lock()
+		w := r.last
+		r.mu.Unlock()
+		if f(w) {
+			return w
+		}
+		if time.Now().After(end) {
+			r.t.Fatalf("participant elsewhere: %s: not within %v; it says %+v", what, limit, w)
+		}
+	}
+}
+
+// gets holds when the participant has heard and seen n others since a time.
+func gets(n int, since time.Time) func(word) bool {
+	return func(w word) bool {
+		heard, seen := 0, 0
+		for who, at := range w.Heard {
+			if who != "jvb" && at.After(since) {
+				heard++
+			}
+		}
+		for who, at := range w.Seen {
+			if who != "jvb" && at.After(since) {
+				seen++
+			}
+		}
+		return heard == n && seen == n
+	}
+}
+
+// TestAsleep stops the process of somebody in a call, as a computer does whose lid is closed, for longer than anybody waits
+// for its sign of life, and counts from when it goes on until it hears and sees, and is heard and seen.
+func TestAsleep(t *testing.T) {
+	before := goleak.IgnoreCurrent()
+	t.Cleanup(func() { goleak.VerifyNone(t, before) })
+	asleep, short := 90*time.Second, func(*signaling.Config) {}
+	if !fullLength() {
+		asleep, short = 8*time.Second, func(cfg *signaling.Config) { // but bridges speak every 5 s only
+			cfg.Sessions.Silence, cfg.Sessions.Hibernation = 3*time.Second, time.Second
+		}
+	}
+	s := startSplit(t, short)
+	others := joinRoom(t, "http://"+s.http, "asleep", 2, 0)
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := &exec.Cmd{Path: self, Args: []string{"participant", "http://" + s.http, "asleep"}, Stderr: os.Stderr}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	r := &remote{t: t}
+	var listening sync.WaitGroup
+	listening.Go(func() { r.listen(out) })
+	t.Cleanup(func() {
+		in.Close()
+		cmd.Process.Signal(syscall.SIGCONT)
+		listening.Wait()
+		cmd.Wait()
+	})
+	one := r.await(mediaLimit, "hears and sees the others", gets(2, time.Now()))
+	known := func(limit time.Duration, since time.Time) {
+		t.Helper()
+		for _, p := range others {
+			await(t, p, limit, "hears and sees who sleeps", func(s client.Stats) bool {
+				return s.Source(one.ID+"-a0").LastPacket.After(since) && s.Source(one.ID+"-v0").LastFrame.After(since)
+			})
+		}
+	}
+	known(mediaLimit, time.Now())
+	if err := cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(asleep)
+	await(t, others[0], time.Minute, "sees that it is gone", func(s client.Stats) bool { return len(s.Members) == 3 })
+	began := time.Now()
+	if err := cmd.Process.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	back := r.await(time.Minute, "is back", func(w word) bool { return w.Sessions > one.Sessions && gets(2, began)(w) })
+	gets := time.Since(began)
+	known(time.Minute, began)
+	t.Logf("asleep for %v: hears and sees after %v, is heard and seen after %v; %d resumptions, %d media sessions", asleep,
+		gets.Round(time.Millisecond), time.Since(began).Round(time.Millisecond), back.Resumptions, back.Sessions)
+	if back.ID != one.ID {
+		t.Errorf("it went as %s and came back as %s", one.ID, back.ID)
 	}
 }
 
