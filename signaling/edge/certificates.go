@@ -1,6 +1,8 @@
 package edge
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -39,20 +41,33 @@ type Authority struct {
 	Interval  time.Duration // how often an edge looks for what another got; default 15 s
 }
 
-// A custodian obtains certificates, renews them, and gives HAProxy what there is.
-type custodian struct {
+// A display gives HAProxy the certificates of names as they come, without a reload.
+type display struct {
 	names    []string
-	interval time.Duration
-	safe     *safe
-	config   *certmagic.Config
-	cache    *certmagic.Cache
-	issuer   *certmagic.ACMEIssuer
-	answer   net.Listener
+	interval time.Duration                                          // between two looks
+	load     func(ctx context.Context, name string) ([]byte, error) // the chain and the key; fs.ErrNotExist: none yet
 	haproxy  runtime
 	file     func(name string) string
 	shown    map[string][sha256.Size]byte // by name
 	until    *prometheus.GaugeVec
 	log      *slog.Logger
+}
+
+// newDisplay shows what lies in the files of p.
+func newDisplay(p Proxy, until *prometheus.GaugeVec, log *slog.Logger) *display {
+	return &display{names: p.Names, interval: 3 * time.Second, file: p.certificate, haproxy: runtime{p.Path(fileAdmin)},
+		load:  func(_ context.Context, name string) ([]byte, error) { return os.ReadFile(p.certificate(name)) },
+		shown: map[string][sha256.Size]byte{}, until: until, log: log}
+}
+
+// A custodian obtains certificates and renews them.
+type custodian struct {
+	*display
+	safe   *safe
+	config *certmagic.Config
+	cache  *certmagic.Cache
+	issuer *certmagic.ACMEIssuer
+	answer net.Listener
 }
 
 func newCustodian(p Proxy, a Authority, until *prometheus.GaugeVec, log *slog.Logger) (*custodian, error) {
@@ -64,11 +79,8 @@ func newCustodian(p Proxy, a Authority, until *prometheus.GaugeVec, log *slog.Lo
 	if err != nil {
 		return nil, err
 	}
-	c := &custodian{names: p.Names, interval: a.Interval, safe: s, answer: l, haproxy: runtime{p.Path(fileAdmin)},
-		file: p.certificate, shown: map[string][sha256.Size]byte{}, until: until, log: log}
-	if c.interval == 0 {
-		c.interval = 15 * time.Second
-	}
+	c := &custodian{display: newDisplay(p, until, log), safe: s, answer: l}
+	c.load, c.interval = c.fetch, cmp.Or(a.Interval, 15*time.Second)
 	quiet := zap.NewNop()
 	c.cache = certmagic.NewCache(certmagic.CacheOptions{
 		GetConfigForCert: func(certmagic.Certificate) (*certmagic.Config, error) { return c.config, nil },
@@ -132,8 +144,22 @@ func (c *custodian) run(ctx context.Context) error {
 	return g.Wait()
 }
 
+// fetch returns what an edge obtained.
+func (c *custodian) fetch(ctx context.Context, name string) ([]byte, error) {
+	keys := certmagic.StorageKeys
+	chain, err := c.safe.Load(ctx, keys.SiteCert(c.issuer.IssuerKey(), name))
+	if err != nil {
+		return nil, err
+	}
+	key, err := c.safe.Load(ctx, keys.SitePrivateKey(c.issuer.IssuerKey(), name))
+	if err != nil {
+		return nil, err
+	}
+	return append(append([]byte{}, chain...), key...), nil
+}
+
 // ready waits until HAProxy is there, for an authority asks at once, and a refusal takes a minute to forget.
-func (c *custodian) ready(ctx context.Context) bool {
+func (c *display) ready(ctx context.Context) bool {
 	for {
 		if _, err := c.haproxy.do(ctx, "show version"); err == nil {
 			return true
@@ -146,8 +172,8 @@ func (c *custodian) ready(ctx context.Context) bool {
 	}
 }
 
-// follow gives HAProxy each certificate that is new in the safe, whichever edge obtained it.
-func (c *custodian) follow(ctx context.Context) {
+// follow gives HAProxy each certificate that is new: from the safe, whichever edge obtained it, or from its file.
+func (c *display) follow(ctx context.Context) {
 	tick := time.NewTicker(c.interval)
 	defer tick.Stop()
 	for {
@@ -165,33 +191,33 @@ func (c *custodian) follow(ctx context.Context) {
 }
 
 // show gives HAProxy the certificate of a name unless it has it.
-func (c *custodian) show(ctx context.Context, name string) error {
-	keys := certmagic.StorageKeys
-	chain, err := c.safe.Load(ctx, keys.SiteCert(c.issuer.IssuerKey(), name))
+func (c *display) show(ctx context.Context, name string) error {
+	text, err := c.load(ctx, name)
 	if err != nil {
 		return err
 	}
-	key, err := c.safe.Load(ctx, keys.SitePrivateKey(c.issuer.IssuerKey(), name))
-	if err != nil {
-		return err
-	}
-	text := append(append([]byte{}, chain...), key...)
 	sum := sha256.Sum256(text)
 	if c.shown[name] == sum {
 		return nil
 	}
-	if block, _ := pem.Decode(chain); block != nil {
+	if block, _ := pem.Decode(text); block != nil {
 		if leaf, err := x509.ParseCertificate(block.Bytes); err == nil {
 			c.until.WithLabelValues(name).Set(float64(leaf.NotAfter.Unix()))
 		}
 	}
 	file := c.file(name)
-	if err := renameio.WriteFile(file, text, 0o600); err != nil { // for a HAProxy that starts anew
-		return err
+	if has, err := os.ReadFile(file); err != nil || !bytes.Equal(has, text) {
+		if err := renameio.WriteFile(file, text, 0o600); err != nil { // for a HAProxy that starts anew
+			return err
+		}
 	}
-	// A blank line ends what is given, so there must be none in it.
-	given := strings.ReplaceAll(strings.TrimSpace(string(text)), "\n\n", "\n")
-	if err := c.haproxy.quiet(ctx, "set ssl cert "+file+" <<\n"+given+"\n", "Transaction created", "Transaction updated"); err != nil {
+	var given strings.Builder // without blank lines, the first of which would end it
+	for line := range strings.Lines(string(text)) {
+		if line = strings.TrimSpace(line); line != "" {
+			given.WriteString(line + "\n")
+		}
+	}
+	if err := c.haproxy.quiet(ctx, "set ssl cert "+file+" <<\n"+given.String(), "Transaction created", "Transaction updated"); err != nil {
 		return err
 	}
 	if err := c.haproxy.quiet(ctx, "commit ssl cert "+file, "Committing"); err != nil {

@@ -1,6 +1,7 @@
 package edge
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -255,4 +256,30 @@ func TestSafe(t *testing.T) {
 	if err := second.Unlock(ctx, "x"); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestFiles shows a certificate that somebody puts into its file, without a reload.
+func TestFiles(t *testing.T) {
+	leaks(t)
+	s := start(t, Config{Proxy: Proxy{HTTP: freeAddr(t), HTTPS: freeAddr(t), Names: []string{name}, Answer: "127.0.0.1:1"}})
+	first, err := leaf(s.https)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := s.edge.cfg.Proxy.certificate(name)
+	other := filepath.Join(t.TempDir(), "other.pem")
+	if err := placeholder(other, name); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, bytes.ReplaceAll(text, []byte("-----BEGIN PRIV"), []byte("\r\n\n\n-----BEGIN PRIV")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the new certificate", func() bool {
+		c, err := leaf(s.https)
+		return err == nil && c.SerialNumber.Cmp(first.SerialNumber) != 0
+	})
 }

@@ -3,16 +3,18 @@ package edge
 import (
 	"bytes"
 	"fmt"
+	"net"
 	"net/netip"
 	"path/filepath"
 	"strings"
 	"text/template"
+	"time"
 
 	"plenum/wire/jid"
 )
 
 // A Proxy is what HAProxy's own configuration is made of. What changes while it runs (servers, bans, certificates)
-// is not in it.
+// is told to it, and kept in its files for when it starts anew.
 type Proxy struct {
 	Dir     string   // of its files
 	HTTP    string   // host:port; plain: it answers ACME and sends everybody else to HTTPS
@@ -29,10 +31,24 @@ type Proxy struct {
 // defaultSockets lets a school of a thousand open its pages within a minute behind one address.
 const defaultSockets = 3000
 
-// Files renders the configuration: file names in Dir with their text.
-func (p Proxy) Files() (map[string][]byte, error) {
+// Options of the servers of shards and bridges. HAProxy gives servers that are added later no defaults, and thus no
+// idle connections to use again. A bridge has no weight, so that nobody gets there but by its name.
+const (
+	shardOptions  = "check inter 2s fastinter 500ms rise 1 fall 2 pool-max-conn 512 pool-purge-delay 5s"
+	bridgeOptions = "weight 0 pool-max-conn 64 pool-purge-delay 5s"
+)
+
+// maxFolder is how long the path of Dir may be, in bytes: HAProxy binds its socket there under a longer name at first.
+const maxFolder = 80
+
+// Files renders the configuration: file names in Dir with their text. HAProxy starts with what the view has, so that
+// it is of use before it is told anything.
+func (p Proxy) Files(v View, now time.Time) (map[string][]byte, error) {
 	if p.Sockets == 0 {
 		p.Sockets = defaultSockets
+	}
+	if len(p.Dir) > maxFolder {
+		return nil, fmt.Errorf("folder %s: its path has more than %d bytes, and HAProxy's socket would not fit in", p.Dir, maxFolder)
 	}
 	for _, o := range p.Overlay {
 		if _, err := netip.ParsePrefix(o); err != nil {
@@ -50,10 +66,15 @@ func (p Proxy) Files() (map[string][]byte, error) {
 	if p.HTTPS != "" && len(p.Names) == 0 {
 		return nil, fmt.Errorf("HTTPS on %s needs the name of a certificate", p.HTTPS)
 	}
-	files := map[string][]byte{fileNames: []byte(p.Certificates())}
+	files := map[string][]byte{fileNames: []byte(p.Certificates()), fileBans: bans(v.Bans, now), fileFull: []byte("web 1000000000\n")}
+	data := struct {
+		Proxy
+		View
+		ShardOptions, BridgeOptions string
+	}{p, v, shardOptions, bridgeOptions}
 	for name, t := range templates {
 		var b bytes.Buffer
-		if err := t.Execute(&b, p); err != nil {
+		if err := t.Execute(&b, data); err != nil {
 			return nil, err
 		}
 		files[name] = b.Bytes()
@@ -76,11 +97,26 @@ func (p Proxy) Certificates() string {
 // Path is where one of the files is.
 func (p Proxy) Path(name string) string { return filepath.Join(p.Dir, name) }
 
+// Binds are where HAProxy listens for addr: without a host on IPv4, and on IPv6 if this machine has it.
+func (p Proxy) Binds(addr string) []string {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil || host != "" {
+		return []string{addr}
+	}
+	all := []string{":" + port}
+	if l, err := net.Listen("tcp6", "[::]:0"); err == nil {
+		l.Close()
+		all = append(all, ":::"+port+" v6only")
+	}
+	return all
+}
+
 const (
 	fileConfig  = "haproxy.cfg"
 	fileOffload = "spoe.cfg"
 	fileBans    = "bans"
 	fileNames   = "certificates"
+	fileFull    = "full" // how many connections are too many
 	fileAdmin   = "admin.sock"
 )
 
@@ -111,18 +147,24 @@ defaults
 	timeout http-keep-alive 30s
 	timeout queue 5s
 	timeout tunnel 2h
+	timeout client-fin 10s
+	timeout server-fin 10s
+	http-reuse always
 
 frontend web
-	bind {{.HTTP}}{{if .HTTPS}}
-	bind {{.HTTPS}} ssl crt-list {{.Path "certificates"}} alpn h2,http/1.1{{end}}
+{{- range .Binds .HTTP}}
+	bind {{.}}{{end}}{{if .HTTPS}}{{range .Binds .HTTPS}}
+	bind {{.}} ssl crt-list {{$.Path "certificates"}} alpn h2,http/1.1{{end}}{{end}}
 	tcp-request connection reject if { src -f {{.Path "bans"}} }
 	http-request deny deny_status 403 if { src -f {{.Path "bans"}} }
+	http-request set-var(txn.full) str(web),map_str_int({{.Path "full"}})
+	http-request return status 503 hdr Retry-After %[rand(20),add(5)] if { fe_conn,sub(txn.full) gt 0 }
+	acl trusted src{{range .Overlay}} {{.}}{{else}} 127.255.255.255{{end}}
 	acl challenge path_beg /.well-known/acme-challenge/{{if .HTTPS}}
 	http-request redirect scheme https code 301 if !{ ssl_fc } !challenge{{end}}
 	stick-table type ipv6 size 200k expire 30s store http_req_rate(10s)
-	http-request track-sc0 src
-	http-request deny deny_status 429 hdr Retry-After 10 if { sc_http_req_rate(0) gt {{.Sockets}} }
-	acl trusted src{{range .Overlay}} {{.}}{{else}} 127.255.255.255{{end}}
+	http-request track-sc0 src,ipmask(32,64) unless trusted
+	http-request deny deny_status 429 hdr Retry-After %[rand(10),add(10)] if { sc_http_req_rate(0) gt {{.Sockets}} }
 	http-request del-header X-Proxy-Region unless trusted
 	http-request del-header X-Forwarded-For unless trusted
 	http-request del-header X-Forwarded-Proto
@@ -144,13 +186,14 @@ frontend web
 backend shards
 	balance random
 	use-server %[var(txn.plenum.shard)] if { var(txn.plenum.shard) -m found }
-	default-server check inter 2s fastinter 500ms rise 1 fall 2
 	option httpchk GET /about/health
-	http-check expect status 200,503
+	http-check expect status 200,503{{range .Shards}}
+	server {{.Name}} {{.Addr}} {{$.ShardOptions}}{{end}}
 
 backend bridges
 	balance random
-	use-server %[var(txn.bridge)] if { var(txn.bridge) -m found }
+	use-server %[var(txn.bridge)] if { var(txn.bridge) -m found }{{range .Bridges}}
+	server {{.ID}} {{.Addr}} {{$.BridgeOptions}}{{end}}
 
 backend challenges
 	server self {{.Answer}}
@@ -159,6 +202,7 @@ backend plenum-offload
 	mode tcp
 	timeout server 1m
 	timeout connect 100ms
+	option spop-check
 	server self {{.Offload}} check inter 500ms
 {{if .Metrics}}
 frontend metrics

@@ -4,15 +4,16 @@ import (
 	"os"
 	"os/exec"
 	"testing"
+	"time"
 )
 
 func write(t *testing.T, p Proxy) {
 	t.Helper()
-	files, err := p.Files()
+	files, err := p.Files(View{Shards: []Shard{{Name: "muc-1", Addr: "10.77.0.2:1"}, {Name: "muc-6", Addr: "[fd77::2]:1"}},
+		Bridges: []Bridge{{"h6", "[fd77::3]:2"}}}, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
-	files[fileBans] = nil
 	for name, text := range files {
 		if err := os.WriteFile(p.Path(name), text, 0o600); err != nil {
 			t.Fatal(err)

@@ -85,7 +85,9 @@ func (c *Consul) follow(ctx context.Context, kind int, ask func(*api.QueryOption
 	var index uint64
 	failed := false
 	for ctx.Err() == nil {
-		take, meta, err := ask((&api.QueryOptions{WaitIndex: index, WaitTime: patience, AllowStale: true}).WithContext(ctx))
+		wait, cancel := context.WithTimeout(ctx, 2*patience) // a frozen agent says nothing at all
+		take, meta, err := ask((&api.QueryOptions{WaitIndex: index, WaitTime: patience, AllowStale: true}).WithContext(wait))
+		cancel()
 		if err != nil {
 			if ctx.Err() == nil && !failed {
 				c.Log.Warn("the catalogue does not answer; what it said last goes on", "err", err)
@@ -152,7 +154,7 @@ func bridgesOf(list []*api.ServiceEntry) []Bridge {
 }
 
 // addr is where a service is, at the port that meta names or at its own. Addresses alone are taken, for HAProxy is told
-// them as they are.
+// them as they are; a zone could be any text.
 func addr(e *api.ServiceEntry, meta string) string {
 	host := e.Service.Address
 	if host == "" {
@@ -163,10 +165,10 @@ func addr(e *api.ServiceEntry, meta string) string {
 		port = strconv.Itoa(e.Service.Port)
 	}
 	a, err := netip.ParseAddrPort(net.JoinHostPort(host, port))
-	if err != nil || a.Port() == 0 {
+	if err != nil || a.Port() == 0 || a.Addr().Zone() != "" {
 		return ""
 	}
-	return a.String()
+	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()).String()
 }
 
 // plain reports whether a name may be a server's of HAProxy.

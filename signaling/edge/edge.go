@@ -6,6 +6,7 @@ package edge
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -76,6 +77,7 @@ type Edge struct {
 	metrics *metrics
 	client  *http.Client
 	keeper  *custodian // nil without an authority
+	display *display   // of files; nil with one, and without HTTPS
 
 	changed chan struct{} // a new view is there
 
@@ -85,13 +87,14 @@ type Edge struct {
 	// owned by the goroutine of feed
 	seen map[string]*sighting // shards by name
 	mute map[string]bool      // complaints that were made
+	text []byte               // of HAProxy's configuration
 }
 
 // A sighting is what an edge knows of a shard beside the catalogue.
 type sighting struct {
 	first    time.Time
-	changed  time.Time // when it was last taken for ill or well
-	ill      bool
+	lastIll  time.Time // when it was last found so; zero: never
+	down     bool      // by HAProxy's checks
 	load     int
 	draining bool
 }
@@ -101,15 +104,16 @@ func New(cfg Config) (*Edge, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	files, err := cfg.Proxy.Files()
-	if err != nil {
-		return nil, err
-	}
 	var last View
+	var err error
 	if cfg.State != "" {
 		if last, err = load(cfg.State); err != nil {
 			cfg.Log.Warn("the last view cannot be used", "err", err)
 		}
+	}
+	files, err := cfg.Proxy.Files(last, time.Now())
+	if err != nil {
+		return nil, err
 	}
 	l, err := net.Listen("tcp", cfg.Proxy.Offload)
 	if err != nil {
@@ -121,7 +125,6 @@ func New(cfg Config) (*Edge, error) {
 		client:  &http.Client{Timeout: time.Second, Transport: &http.Transport{DisableKeepAlives: true}},
 		changed: make(chan struct{}, 1), seen: map[string]*sighting{}, mute: map[string]bool{},
 	}
-	files[fileBans] = bans(last.Bans, time.Now())
 	for name, text := range files {
 		if err := renameio.WriteFile(cfg.Proxy.Path(name), text, 0o600); err != nil {
 			l.Close()
@@ -140,6 +143,9 @@ func New(cfg Config) (*Edge, error) {
 			return nil, err
 		}
 	}
+	if cfg.Authority == nil && cfg.Proxy.HTTPS != "" {
+		e.display = newDisplay(cfg.Proxy, e.metrics.until, cfg.Log)
+	}
 	return e, nil
 }
 
@@ -149,8 +155,16 @@ func (e *Edge) Run(ctx context.Context) error {
 	g.Go(func() error { return serveOffload(ctx, e.offload, e.answer) })
 	g.Go(func() error { return e.cfg.Catalog.Watch(ctx, e.tell) })
 	g.Go(func() error { e.feed(ctx); return nil })
-	if e.keeper != nil {
+	switch {
+	case e.keeper != nil:
 		g.Go(func() error { return e.keeper.run(ctx) })
+	case e.display != nil:
+		g.Go(func() error {
+			if e.display.ready(ctx) {
+				e.display.follow(ctx)
+			}
+			return nil
+		})
 	}
 	if err := g.Wait(); err != nil && ctx.Err() == nil {
 		return err
@@ -172,9 +186,16 @@ func (e *Edge) answer(m message) []string {
 	return nil
 }
 
-// tell takes a new view from the catalogue.
+// tell takes a new view from the catalogue. One without any shard or bridge is not believed as to those: a catalogue
+// that was emptied, or a token that sees nothing, would end all that goes on, and HAProxy finds out by itself who is gone.
 func (e *Edge) tell(v View) {
 	e.mu.Lock()
+	if len(v.Shards) == 0 {
+		v.Shards = e.view.Shards
+	}
+	if len(v.Bridges) == 0 {
+		v.Bridges = e.view.Bridges
+	}
 	e.view = v
 	e.mu.Unlock()
 	if e.cfg.State != "" {
@@ -199,7 +220,7 @@ func (e *Edge) feed(ctx context.Context) {
 		e.look(ctx, v.Shards)
 		now := time.Now()
 		e.place.set(e.weigh(v.Shards, now))
-		if err := e.apply(ctx, v, now); err != nil && ctx.Err() == nil {
+		if err := errors.Join(e.keep(v, now), e.apply(ctx, v, now)); err != nil && ctx.Err() == nil {
 			e.complain("HAProxy cannot be told", err)
 		} else {
 			clear(e.mute)
@@ -244,6 +265,7 @@ func (e *Edge) look(ctx context.Context, shards []Shard) {
 	for name := range e.seen {
 		if !slices.ContainsFunc(shards, func(s Shard) bool { return s.Name == name }) {
 			delete(e.seen, name)
+			e.metrics.weight.DeleteLabelValues(name)
 		}
 	}
 }
@@ -278,10 +300,10 @@ func (e *Edge) weigh(shards []Shard, now time.Time) []weighted {
 	all := make([]weighted, 0, len(shards))
 	for _, s := range shards {
 		known := e.seen[s.Name]
-		if s.Ill != known.ill && (s.Ill || now.Sub(known.changed) >= e.cfg.Hold) {
-			known.ill, known.changed = s.Ill, now
+		if s.Ill || known.down {
+			known.lastIll = now
 		}
-		s.Ill = known.ill
+		s.Ill = !known.lastIll.IsZero() && now.Sub(known.lastIll) < e.cfg.Hold
 		w := weighted{Shard: s}
 		if !known.draining {
 			age := now.Sub(known.first)
@@ -305,17 +327,53 @@ func (e *Edge) apply(ctx context.Context, v View, now time.Time) error {
 	for _, b := range v.Bridges {
 		bridges[b.ID] = b.Addr
 	}
-	if err := e.servers(ctx, "shards", shards, "check inter 2s fastinter 500ms rise 1 fall 2"); err != nil {
-		return err
-	}
-	return errors.Join(e.servers(ctx, "bridges", bridges, ""), e.ban(ctx, v.Bans, now))
-}
-
-// servers makes a backend have the servers that are wanted, by name and address.
-func (e *Edge) servers(ctx context.Context, backend string, wanted map[string]string, options string) error {
-	has, err := e.haproxy.servers(ctx, backend)
+	has, err := e.servers(ctx, "shards", shards, shardOptions)
 	if err != nil {
 		return err
+	}
+	for name, known := range e.seen {
+		known.down = has[name].down
+	}
+	_, err = e.servers(ctx, "bridges", bridges, bridgeOptions)
+	return errors.Join(err, e.ban(ctx, v.Bans, now), e.bound(ctx))
+}
+
+// keep writes what HAProxy is to start with, if that has changed.
+func (e *Edge) keep(v View, now time.Time) error {
+	files, err := e.cfg.Proxy.Files(v, now)
+	if err != nil || bytes.Equal(files[fileConfig], e.text) {
+		return err
+	}
+	if err := renameio.WriteFile(e.cfg.Proxy.Path(fileConfig), files[fileConfig], 0o600); err != nil {
+		return err
+	}
+	e.text = files[fileConfig]
+	return nil
+}
+
+// bound has HAProxy refuse connections shortly before it would let them wait: its own limit comes from that of open files.
+func (e *Edge) bound(ctx context.Context) error {
+	answer, err := e.haproxy.do(ctx, "show info")
+	if err != nil {
+		return err
+	}
+	var most int
+	for line := range strings.Lines(answer) {
+		if n, ok := strings.CutPrefix(line, "Maxconn: "); ok {
+			most, _ = strconv.Atoi(strings.TrimSpace(n))
+		}
+	}
+	if most == 0 {
+		return fmt.Errorf("%w to say how many connections it takes", errRuntime)
+	}
+	return e.haproxy.quiet(ctx, fmt.Sprintf("set map %s web %d", e.cfg.Proxy.Path(fileFull), most-most/20-1))
+}
+
+// servers makes a backend have the servers that are wanted, by name and address, and returns what it had.
+func (e *Edge) servers(ctx context.Context, backend string, wanted map[string]string, options string) (map[string]server, error) {
+	has, err := e.haproxy.servers(ctx, backend)
+	if err != nil {
+		return nil, err
 	}
 	var all []error
 	for name, addr := range wanted {
@@ -328,7 +386,7 @@ func (e *Edge) servers(ctx context.Context, backend string, wanted map[string]st
 			e.metrics.changes.Inc()
 			err = e.haproxy.move(ctx, backend, name, addr)
 		case !s.ready:
-			err = e.haproxy.quiet(ctx, fmt.Sprintf("set server %s/%s state ready", backend, name))
+			err = e.haproxy.admit(ctx, backend, name, options)
 		default:
 			err = nil
 		}
@@ -340,7 +398,7 @@ func (e *Edge) servers(ctx context.Context, backend string, wanted map[string]st
 		}
 	}
 	e.metrics.servers.WithLabelValues(backend).Set(float64(len(wanted)))
-	return errors.Join(all...)
+	return has, errors.Join(all...)
 }
 
 // ban makes HAProxy's list of banned addresses what it should be now.
@@ -360,7 +418,11 @@ func (e *Edge) ban(ctx context.Context, list []Ban, now time.Time) error {
 	wanted := map[string]bool{}
 	for _, b := range list {
 		p := pattern(b.Prefix)
-		if wanted[p] = now.Before(b.Until) && b.Prefix.IsValid(); wanted[p] && !has[p] {
+		if !b.Prefix.IsValid() || !now.Before(b.Until) || wanted[p] {
+			continue
+		}
+		wanted[p] = true
+		if !has[p] {
 			all = append(all, e.haproxy.quiet(ctx, fmt.Sprintf("add acl %s %s", file, p)))
 		}
 	}

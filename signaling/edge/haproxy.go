@@ -55,6 +55,7 @@ func (r runtime) quiet(ctx context.Context, command string, fine ...string) erro
 type server struct {
 	addr     string // host:port
 	ready    bool   // not in maintenance or drain
+	down     bool   // by HAProxy's own checks
 	sessions string // how many there are
 }
 
@@ -75,7 +76,7 @@ func (r runtime) servers(ctx context.Context, backend string) (map[string]server
 		if len(f) < 19 || strings.HasPrefix(line, "#") {
 			continue
 		}
-		all[f[3]] = server{addr: net.JoinHostPort(f[4], f[18]), ready: f[6] == "0"}
+		all[f[3]] = server{addr: net.JoinHostPort(f[4], f[18]), ready: f[6] == "0", down: f[5] == "0" && f[6] == "0"}
 	}
 	for _, line := range strings.Split(answer, "\n") {
 		f := strings.Fields(line) // bkname/svname bkid/svid addr port - purge_delay used_cur …
@@ -96,6 +97,11 @@ func (r runtime) add(ctx context.Context, backend, name, addr, options string) e
 	if err := r.quiet(ctx, fmt.Sprintf("add server %s/%s %s %s", backend, name, addr, options), "New server registered"); err != nil {
 		return err
 	}
+	return r.admit(ctx, backend, name, options)
+}
+
+// admit lets a server in that is there.
+func (r runtime) admit(ctx context.Context, backend, name, options string) error {
 	if strings.Contains(options, "check") {
 		if err := r.quiet(ctx, fmt.Sprintf("enable health %s/%s", backend, name)); err != nil {
 			return err
@@ -114,7 +120,7 @@ func (r runtime) remove(ctx context.Context, backend, name string, s server) err
 	if s.sessions != "0" {
 		return nil
 	}
-	return r.quiet(ctx, fmt.Sprintf("del server %s/%s", backend, name), "Server deleted")
+	return r.quiet(ctx, fmt.Sprintf("del server %s/%s", backend, name), "Server deleted", "Server still has connections")
 }
 
 // move gives a server another address.

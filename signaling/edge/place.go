@@ -1,6 +1,7 @@
 package edge
 
 import (
+	"hash/maphash"
 	"math"
 	"net/url"
 	"slices"
@@ -21,9 +22,11 @@ type placer struct {
 	domain, region string
 	now            func() time.Time
 
+	seed maphash.Seed
+
 	mu     sync.RWMutex
 	shards []weighted
-	known  map[string]owner // by room; a cache of what shards say
+	known  map[uint64]owner // by a hash of the room; a cache of what shards say
 }
 
 // A weighted shard takes a share of new rooms in proportion.
@@ -41,7 +44,7 @@ type owner struct {
 const knownFor = 5 * time.Minute
 
 func newPlacer(domain, region string, now func() time.Time) *placer {
-	return &placer{domain: domain, region: region, now: now, known: map[string]owner{}}
+	return &placer{domain: domain, region: region, now: now, seed: maphash.MakeSeed(), known: map[uint64]owner{}}
 }
 
 func (p *placer) set(shards []weighted) {
@@ -58,14 +61,17 @@ func (p *placer) place(path, query string) string {
 	}
 	p.mu.RLock()
 	defer p.mu.RUnlock()
-	if o, ok := p.known[room]; ok && p.now().Before(o.until) && p.has(o.shard) {
-		return o.shard
+	if o, ok := p.known[maphash.String(p.seed, room)]; ok && p.now().Before(o.until) {
+		if i := p.find(o.shard); i >= 0 && !p.shards[i].Ill {
+			return o.shard
+		}
 	}
 	return home(p.shards, p.region, room)
 }
 
-func (p *placer) has(shard string) bool {
-	return slices.ContainsFunc(p.shards, func(s weighted) bool { return s.Name == shard && !s.Ill })
+// find returns where a shard is in the list, or -1.
+func (p *placer) find(shard string) int {
+	return slices.IndexFunc(p.shards, func(s weighted) bool { return s.Name == shard })
 }
 
 // learn notes that a shard was named as the owner of the room of a request.
@@ -74,10 +80,14 @@ func (p *placer) learn(path, query, shard string) {
 	if room == "" || shard == "" {
 		return
 	}
-	now := p.now()
+	now, key := p.now(), maphash.String(p.seed, room)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if _, ok := p.known[room]; !ok && len(p.known) >= maxKnown {
+	i := p.find(shard)
+	if i < 0 {
+		return
+	}
+	if _, ok := p.known[key]; !ok && len(p.known) >= maxKnown {
 		for r, o := range p.known { // any will do, and one that is over is better
 			delete(p.known, r)
 			if now.Before(o.until) {
@@ -85,7 +95,7 @@ func (p *placer) learn(path, query, shard string) {
 			}
 		}
 	}
-	p.known[room] = owner{shard, now.Add(knownFor)}
+	p.known[key] = owner{p.shards[i].Name, now.Add(knownFor)}
 }
 
 // home returns the shard of a room by name alone: that of the highest claim (weighted rendezvous hashing), among the
@@ -123,10 +133,7 @@ func (p *placer) room(path, query string) string {
 	if len(parts) > 1 && !meet.ReservedName(parts[0]) {
 		tenant, parts = parts[0], parts[1:]
 	}
-	values, err := url.ParseQuery(query)
-	if err != nil {
-		values = url.Values{}
-	}
+	values, _ := url.ParseQuery(query) // what can be read of it, as shards do
 	raw := values.Get("room")
 	if t := values.Get("prefix"); t != "" {
 		tenant = t
