@@ -460,25 +460,25 @@ func (e *engine) tick(now time.Time) time.Duration {
 		}
 	}
 	e.announce(now)
-	if e.idle() {
-		return 5 * often
-	}
-	return often
+	return e.next(now)
 }
 
 // often is how often there may be something to do, as long as an answer is awaited.
 const often = 100 * time.Millisecond
 
-// idle reports whether every path is up and nothing is asked.
-func (e *engine) idle() bool {
+// next is when tick is to be called again. Where nothing is wrong it is seldom, so that what is due by then is done at
+// once: each time that the process wakes costs more than what it does.
+func (e *engine) next(now time.Time) time.Duration {
+	wait := 5 * often
+	if e.told != nil {
+		wait = often
+	}
 	for _, p := range e.planes {
 		for _, q := range p.peers {
-			if !q.path.idle() {
-				return false
-			}
+			wait = q.path.due(now, wait)
 		}
 	}
-	return e.told == nil
+	return max(wait, often)
 }
 
 // look asks the backend for its tunnels, and tries the next hint for peers that cannot be reached.

@@ -68,10 +68,18 @@ func newPath(every time.Duration, widest, narrow int, now time.Time) *path {
 // wait is how long an answer may take.
 func (p *path) wait() time.Duration { return min(max(leastWait, 3*p.rtt), 2*time.Second) }
 
-// idle reports whether nothing is awaited.
-func (p *path) idle() bool { return p.up && len(p.waiting) == 0 && p.trying == 0 }
+// due is when Tick has something to do at the latest, and no later than in most.
+func (p *path) due(now time.Time, most time.Duration) time.Duration {
+	if !p.up || p.trying > 0 {
+		return 0
+	}
+	for _, s := range p.waiting {
+		most = min(most, s.until.Sub(now))
+	}
+	return most
+}
 
-// Tick returns the probes to send now. It is to be called every 100 ms, less often while idle.
+// Tick returns the probes to send now. It is to be called every 100 ms, or when due says.
 func (p *path) Tick(now time.Time) []ping {
 	for id, s := range p.waiting {
 		if !now.Before(s.until) {

@@ -2,7 +2,8 @@
 
 // Command lab makes a cluster out of nothing on one machine: test hosts in two regions, one of them behind a NAT, with
 // the real Consul, Nomad and Vault and both encrypted networks. It runs the built binary as an operator would, and
-// nothing of it by other means. make lab-hosts starts it; it needs root.
+// nothing of it by other means. make lab-hosts starts it; it needs root. With -call, which make lab gives, it goes on to
+// shards, edges and bridges in both regions, and to a room link for a browser on this machine.
 //
 //	LAB_ONCE=1   set up, prove, take down, exit 0
 //	SERVERS=3    three server hosts instead of one
@@ -34,18 +35,23 @@ import (
 
 func main() {
 	binary := flag.String("plenum", "./plenum", "the binary to run")
+	call := flag.Bool("call", false, "run shards, edges and bridges too, and have a call")
 	flag.Parse()
+	name := "lab-hosts"
+	if *call {
+		name = "lab"
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	start := time.Now()
-	err := netlab.Run(os.Stderr, "lab-hosts", func(t netlab.TB) {
-		c := &cluster{t: t, ctx: ctx, start: start}
+	err := netlab.Run(os.Stderr, name, func(t netlab.TB) {
+		c := &cluster{t: t, ctx: ctx, start: start, call: *call}
 		if err := c.run(*binary); err != nil && !errors.Is(err, context.Canceled) {
 			t.Fatalf("%v", err)
 		}
 	})
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "lab-hosts:", err)
+		fmt.Fprintf(os.Stderr, "%s: %v\n", name, err)
 		os.Exit(1)
 	}
 }
@@ -62,6 +68,7 @@ type cluster struct {
 	t        netlab.TB
 	ctx      context.Context
 	start    time.Time
+	call     bool
 	dir      string
 	binaries string
 	members  []*member
@@ -72,6 +79,8 @@ type cluster struct {
 // confess prints what the services of a host wrote last.
 func (c *cluster) confess(m *member) {
 	logs, _ := filepath.Glob(filepath.Join(m.root, "var/log/plenum/*.log"))
+	tasks, _ := filepath.Glob(filepath.Join(m.root, "var/lib/plenum/nomad/alloc/*/alloc/logs/*.stderr.0"))
+	logs = append(logs, tasks...)
 	for _, path := range logs {
 		if strings.Contains(path, "audit") {
 			continue
@@ -145,6 +154,9 @@ func (c *cluster) run(binary string) error {
 		}
 	}
 	c.say("%d hosts joined in %.1f s, the slowest in %.1f s", len(c.members)-1, time.Since(joined).Seconds(), slowest.Seconds())
+	if c.call {
+		return c.talk()
+	}
 	if err := c.prove(); err != nil {
 		return err
 	}
@@ -209,10 +221,11 @@ func linkOrCopy(source, path string) error {
 //
 //	ber: srv, ber-1 ── wan ── muc-1 :muc
 //	                    └──── NAT ── muc-2
+//
+// With a call there are three hosts, ber-1 the server, and no NAT.
 func (c *cluster) build() {
 	lab := netlab.New(c.t)
 	wan := lab.Switch("wan")
-	home := lab.NAT("home", wan, netlab.NATConfig{Kind: netlab.PortRestrictedCone})
 	add := func(at netlab.Node, name, region, roles string) {
 		m := &member{Host: lab.Host(name), name: name, region: region, roles: roles, root: filepath.Join(c.dir, name), server: strings.Contains(roles, "server")}
 		lab.Link(m.Host, at, netlab.LinkConfig{})
@@ -221,7 +234,14 @@ func (c *cluster) build() {
 		}
 		c.members = append(c.members, m)
 	}
+	if c.call {
+		add(wan, "ber-1", "ber", "server,edge,shard,bridge")
+		add(wan, "muc-1", "muc", "edge,shard,bridge")
+		add(wan, "muc-2", "muc", "bridge")
+		return
+	}
 	add(wan, "srv", "ber", "server")
+	home := lab.NAT("home", wan, netlab.NATConfig{Kind: netlab.PortRestrictedCone})
 	if os.Getenv("SERVERS") == "3" {
 		add(wan, "srv-2", "ber", "server")
 		add(wan, "srv-3", "muc", "server")
@@ -251,7 +271,9 @@ func (c *cluster) plenum(m *member, args ...string) error {
 		if c.ctx.Err() != nil {
 			return context.Cause(c.ctx)
 		}
-		c.confess(m)
+		for _, m := range c.members {
+			c.confess(m)
+		}
 		return fmt.Errorf("%s: plenum %s: %w", m.name, args[0], err)
 	}
 	return nil
