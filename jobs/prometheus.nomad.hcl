@@ -32,6 +32,18 @@ variable "disk" {
   default     = 10240
 }
 
+variable "driver" {
+  type        = string
+  description = "driver of the task; raw_exec is for laboratories"
+  default     = "exec"
+}
+
+variable "user" {
+  type        = string
+  description = "whom the task runs as"
+  default     = "nobody"
+}
+
 variable "cpu" {
   type        = number
   description = "MHz that it is promised"
@@ -96,8 +108,8 @@ job "prometheus" {
     }
 
     task "prometheus" {
-      driver       = "exec"
-      user         = "nobody"
+      driver       = var.driver
+      user         = var.user
       kill_timeout = "1m" # it writes what it has in memory
 
       identity {

@@ -67,6 +67,18 @@ variable "turnserver" {
   default     = "/usr/bin/turnserver"
 }
 
+variable "driver" {
+  type        = string
+  description = "driver of the task; raw_exec is for laboratories"
+  default     = "exec"
+}
+
+variable "user" {
+  type        = string
+  description = "whom the task runs as"
+  default     = "nobody"
+}
+
 variable "cpu" {
   type        = number
   description = "MHz that it is promised"
@@ -161,13 +173,13 @@ job "turn" {
     }
 
     task "turn" {
-      driver = "exec"
-      user   = "nobody"
+      driver = var.driver
+      user   = var.user
 
       config {
         command = var.turnserver
         args    = ["-c", "${NOMAD_SECRETS_DIR}/turnserver.conf"]
-        cap_add = ["net_bind_service"]
+        cap_add = var.driver == "exec" ? ["net_bind_service"] : null
       }
 
       # Denied peers are ranges, as coturn's files have it: the first and the last address.
@@ -200,8 +212,8 @@ job "turn" {
           "no-software-attribute",
           "log-file=stdout",
           "simple-log",
-          "pidfile=/tmp/turnserver.pid",
-          "userdb=/tmp/turndb",
+          "pidfile={{ env \"NOMAD_TASK_DIR\" }}/turnserver.pid",
+          "userdb={{ env \"NOMAD_TASK_DIR\" }}/turndb",
           ],
           [for a in var.listen : "listening-ip=${a}"],
           [for a in var.listen : "relay-ip=${a}"],

@@ -6,7 +6,9 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"net/netip"
 	"os/exec"
 	"path/filepath"
@@ -78,6 +80,95 @@ func TestOperatorsJobs(t *testing.T) {
 	}
 }
 
+// TestTURNJob runs the job on the real Nomad, which renders the secret from its Variable and tells Consul of the server;
+// somebody with the secret gets a relay.
+func TestTURNJob(t *testing.T) {
+	t.Cleanup(func() { goleak.VerifyNone(t) })
+	catalogue := stack.Consul(t)
+	server := stack.Nomad(t, catalogue)
+	client, err := api.NewClient(&api.Config{Address: server.URL(), HttpClient: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	nodes, _, err := client.Nodes().List(nil)
+	if err != nil || len(nodes) != 1 {
+		t.Fatalf("nodes %v, %v", nodes, err)
+	}
+	const secret = "0123456789abcdef"
+	if _, _, err := client.Variables().Create(&api.Variable{Path: "nomad/jobs/turn-muc", Items: api.VariableItems{"secret": secret}}, nil); err != nil {
+		t.Fatal(err)
+	}
+	address := freePort(t)
+	job := parse(t, "turn.nomad.hcl", "region=muc", fmt.Sprintf("nodes=[%q]", nodes[0].ID), "realm=meet.example", `overlays=["10.77.0.0/16"]`,
+		`listen=["127.0.0.1"]`, "port="+portOf(address), "driver=raw_exec", "user=root")
+	if _, _, err := client.Jobs().Register(job, nil); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { // Nomad's tasks outlive it
+		if _, _, err := client.Jobs().Deregister(*job.ID, false, nil); err != nil {
+			t.Error(err)
+		}
+		within(t, 30*time.Second, func() string {
+			all, _, err := client.Jobs().Allocations(*job.ID, true, nil)
+			if err != nil {
+				return err.Error()
+			}
+			for _, a := range all {
+				if a.ClientStatus == api.AllocClientStatusRunning || a.ClientStatus == api.AllocClientStatusPending {
+					return "the task is " + a.ClientStatus
+				}
+			}
+			return ""
+		})
+	})
+	within(t, time.Minute, func() string {
+		res, err := client.Raw().Response("/v1/job/turn-muc/allocations", nil)
+		if err != nil {
+			return err.Error()
+		}
+		defer res.Close()
+		state, _ := io.ReadAll(res)
+		found, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}).Get(catalogue.URL() + "/v1/health/service/plenum-turn?passing")
+		if err != nil {
+			return err.Error()
+		}
+		defer found.Body.Close()
+		var entries []struct {
+			Service struct{ Meta map[string]string }
+		}
+		if err := json.NewDecoder(found.Body).Decode(&entries); err != nil {
+			return err.Error()
+		}
+		if len(entries) != 1 || entries[0].Service.Meta["region"] != "muc" || entries[0].Service.Meta["port"] != portOf(address) {
+			return fmt.Sprintf("in the catalogue: %+v; in Nomad: %s", entries, state)
+		}
+		return ""
+	})
+	user, password, err := turn.GenerateLongTermTURNRESTCredentials(secret, "alice", time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	c, err := turn.NewClient(&turn.ClientConfig{TURNServerAddr: address, Conn: conn, Username: user, Password: password,
+		LoggerFactory: &logging.DefaultLoggerFactory{DefaultLogLevel: logging.LogLevelDisabled}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := c.Listen(); err != nil {
+		t.Fatal(err)
+	}
+	relay, err := c.Allocate()
+	if err != nil {
+		t.Fatal(err)
+	}
+	relay.Close()
+}
+
 // TestTURN runs the real coturn with the job's configuration on a host that is on the Internet and on an overlay:
 //
 //	client ─── wan ─── turn ─── overlay ─── consul
@@ -110,7 +201,7 @@ func TestTURN(t *testing.T) {
 		t.Fatalf("the secret is not in the configuration:\n%s", template)
 	}
 	file := filepath.Join(dir, "turnserver.conf")
-	write(t, file, strings.ReplaceAll(text, "/tmp/", dir+"/"))
+	write(t, file, strings.ReplaceAll(text, `{{ env "NOMAD_TASK_DIR" }}`, dir))
 	process := server.Start("turnserver", "-c", file)
 	address := net.JoinHostPort(server.Addr().String(), "3478")
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
