@@ -122,7 +122,7 @@ func TestShardRestarts(t *testing.T) {
 	}
 	s := startSplit(t)
 	all := joinRoom(t, "http://"+s.http, "restart", n, resumeAfter)
-	seen := min(n-1, 5)
+	seen := min(n-1, 2) // of a large room the three loudest are heard, perhaps oneself among them
 	for _, p := range all {
 		await(t, p, limit, "others play", func(s client.Stats) bool { return s.Playing(client.Audio) >= seen })
 	}
