@@ -17,7 +17,8 @@ import (
 type work struct {
 	hand
 	view
-	vault *pki.Vault // on server hosts
+	vault   *pki.Vault // on server hosts
+	release string     // of this binary, told to the join service
 }
 
 // patience is how long each part may take to be ready.
@@ -127,21 +128,36 @@ func (w *work) await(ctx context.Context, service string) error {
 		}
 	case "plenum-consul":
 		name = "Consul to find a leader"
-		ready = func(ctx context.Context) error { return consulLeader(ctx, c) }
+		var e estranged // the key may have changed while this host joined
+		ready = func(ctx context.Context) error {
+			err := consulLeader(ctx, c)
+			if e.due(err == nil, time.Now()) && len(w.others()) > 0 {
+				_ = w.rekey(ctx)
+			}
+			return err
+		}
 	case "plenum-nomad":
 		name = "Nomad"
+		began, again := time.Now(), 3
 		ready = func(ctx context.Context) error {
 			if w.is(join.RoleServer) {
 				if err := nomadLeader(ctx, c); err != nil {
+					began = time.Now()
 					return err
 				}
 			}
-			// On the first host the client asks the server beside it before that has its keys, is refused, and asks
-			// again half a minute later. Nobody waits for it: other hosts may join.
-			if w.answer.Nomad.Introduction == "" || w.first {
+			if w.answer.Nomad.Introduction == "" {
 				return nil
 			}
-			return nomadReady(ctx, c)
+			err := nomadReady(ctx, c)
+			// On a server that is alone the client asks the server beside it as soon as that leads. Where that has not
+			// read its keys by then it is refused, and asks again after half a minute. Most often it is lucky the next time.
+			if err != nil && w.first && len(w.others()) == 0 && again > 0 && time.Since(began) > 6*time.Second {
+				again, began = again-1, time.Now()
+				w.hand.say("start Nomad anew: its client asked before its server had keys")
+				return errors.Join(err, w.startUnit(ctx, service))
+			}
+			return err
 		}
 	case "plenum-agent":
 		name = "the agent"
@@ -158,6 +174,16 @@ func (w *work) await(ctx context.Context, service string) error {
 		}
 		return ready(ctx)
 	})
+}
+
+// startUnit starts a service, or starts it anew.
+func (w *work) startUnit(ctx context.Context, name string) error {
+	for _, u := range w.units() {
+		if u.Name == name {
+			return w.host.Services().Start(ctx, u)
+		}
+	}
+	return nil
 }
 
 // agentAnswers is content when the agent serves its metrics on the control plane.

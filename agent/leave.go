@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -34,7 +35,11 @@ func (c *Command) Leave(ctx context.Context, force bool) error {
 	if w.is(join.RoleServer) && len(w.answer.Servers) == 1 && !force {
 		return errors.New("this is the last server of the cluster: leaving ends it; --force does")
 	}
-	if err := c.drain(ctx, w); err != nil && !force {
+	client, r, err := w.client()
+	if err == nil && !force {
+		err = w.drain(ctx, client, r)
+	}
+	if err != nil && !force {
 		return fmt.Errorf("%w; --force leaves all the same", err)
 	}
 	// A client that runs would register again as soon as it was taken out.
@@ -45,7 +50,6 @@ func (c *Command) Leave(ctx context.Context, force bool) error {
 		}
 	}
 	w.hand.say("take leave of %s", w.answer.Cluster)
-	client, r, err := w.client()
 	if err == nil {
 		err = client.Leave(ctx, r)
 	}
@@ -56,9 +60,31 @@ func (c *Command) Leave(ctx context.Context, force bool) error {
 	return c.remains(ctx, w)
 }
 
-// drain has Nomad move its tasks away, with the node's own identity where there is one.
-func (c *Command) drain(ctx context.Context, w *work) error {
-	return nil
+// drain has the cluster move this host's tasks away and waits until the last has ended. A server stops voting then. A
+// host that the cluster does not know any more has nothing to drain.
+func (w *work) drain(ctx context.Context, client *join.Client, r join.Request) error {
+	w.hand.say("drain: tasks move to other hosts, or end by themselves")
+	said, last := time.Time{}, -1
+	for {
+		l, err := client.Retire(ctx, r)
+		switch {
+		case errors.Is(err, join.Refusal{Reason: join.ReasonUnknown}), errors.Is(err, join.Refusal{Reason: join.ReasonRevoked}):
+			return nil // an earlier leave was cut short
+		case err != nil:
+			return fmt.Errorf("the cluster does not drain this host: %w", err)
+		case len(l.Tasks) == 0:
+			return nil
+		}
+		if len(l.Tasks) != last || time.Since(said) > 30*time.Second {
+			w.hand.say("waiting for %d tasks: %s", len(l.Tasks), strings.Join(l.Tasks, ", "))
+			said, last = time.Now(), len(l.Tasks)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("this host takes no new tasks; plenum leave goes on, nomad node drain -disable %s takes it back: %w", l.Node, context.Cause(ctx))
+		case <-time.After(time.Second):
+		}
+	}
 }
 
 // remains removes what is left of plenum on the host; it may be killed and repeated.

@@ -58,7 +58,7 @@ func Run(ctx context.Context, o Options) error {
 			}
 		}
 	}
-	w.log = o.Log
+	w.log, w.release = o.Log, o.Release
 	w.say = func(format string, args ...any) { o.Log.Info(fmt.Sprintf(format, args...)) }
 	l := &loop{o: o, work: w, log: o.Log, metrics: newMetrics()}
 	g, ctx := errgroup.WithContext(ctx)
@@ -83,6 +83,7 @@ type loop struct {
 	// of keep's goroutine
 	notBefore time.Time // the next try to renew
 	renewErr  error     // of the last one
+	estranged estranged
 }
 
 // keep observes, plans and applies.
@@ -150,10 +151,29 @@ func (l *loop) look(ctx context.Context) error {
 	if err == nil && w.is(join.RoleServer) {
 		err = w.unseal(ctx)
 	}
+	if err == nil {
+		err = l.gossip(ctx)
+	}
 	a := w.answer
 	l.answer.Store(&a)
 	l.metrics.certificate.Set(time.Until(a.CertificateTo).Seconds())
 	return errors.Join(err, renewErr)
+}
+
+// gossip keeps this host's gossip key the cluster's.
+func (l *loop) gossip(ctx context.Context) error {
+	c, err := local(l.work.host)
+	if err != nil {
+		return err
+	}
+	leader := consulLeader(ctx, c)
+	if leader == nil {
+		err = l.work.follow()
+	}
+	if l.estranged.due(leader == nil, time.Now()) && len(l.work.others()) > 0 {
+		err = l.work.rekey(ctx)
+	}
+	return err
 }
 
 // serve answers /metrics and /healthz on the control plane, which comes and goes.

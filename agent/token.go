@@ -119,16 +119,18 @@ func hostCommand(release string) *cobra.Command {
 			}
 			return c.table("HOST STATE REGION ROLES RELEASE CONTROL MEDIA ADMIN JOINED CERTIFICATE", rows)
 		})
+	var force bool
 	revoke := server(release, &cobra.Command{Use: "revoke HOST", Short: "Put a host out, at once and everywhere", Args: cobra.ExactArgs(1),
 		Long: `Put a host out: its certificates are blocked and its tunnels closed on every host, its tokens and its
 Nomad node are gone, its name and addresses are free. It works with Vault sealed, too.`},
 		func(ctx context.Context, c *Command, a join.Admin, who string, args []string) error {
-			if err := a.Revoke(ctx, args[0], who); err != nil {
+			if err := a.Revoke(ctx, args[0], who, force); err != nil {
 				return err
 			}
 			c.say("%s is revoked", args[0])
 			return nil
 		})
+	revoke.Flags().BoolVar(&force, "force", false, "put out even a server without which the others have no majority")
 	root.AddCommand(list, revoke)
 	return root
 }

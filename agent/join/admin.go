@@ -111,9 +111,9 @@ func (a Admin) Hosts(ctx context.Context) ([]HostInfo, error) {
 	return call[[]HostInfo](ctx, a, http.MethodGet, "/hosts", nil)
 }
 
-// Revoke puts a host out.
-func (a Admin) Revoke(ctx context.Context, host, admin string) error {
-	_, err := call[struct{}](ctx, a, http.MethodDelete, "/hosts/"+host+"?admin="+admin, nil)
+// Revoke puts a host out; force, a server without which there is no majority, too.
+func (a Admin) Revoke(ctx context.Context, host, admin string, force bool) error {
+	_, err := call[struct{}](ctx, a, http.MethodDelete, fmt.Sprintf("/hosts/%s?admin=%s&force=%t", host, admin, force), nil)
 	return err
 }
 
@@ -221,7 +221,7 @@ func (s *Service) adminHandler() http.Handler {
 		if err != nil {
 			return nil, err
 		}
-		return nil, s.Revoke(ctx, r.PathValue("host"), admin)
+		return nil, s.Revoke(ctx, r.PathValue("host"), admin, r.FormValue("force") == "true")
 	})
 	answer("GET /admins", func(ctx context.Context, r *http.Request) (any, error) { return s.admins(ctx) })
 	answer("POST /admins", func(ctx context.Context, r *http.Request) (any, error) {

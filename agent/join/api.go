@@ -17,6 +17,7 @@ const (
 	PathEnrol     = "/v1/enrol"     // POST Request with a token: Answer
 	PathRenew     = "/v1/renew"     // POST Request by a host that is known: Answer
 	PathLeave     = "/v1/leave"     // POST Request: the host is forgotten
+	PathRetire    = "/v1/retire"    // POST Request: Leaving; before PathLeave, until no task is left
 	PathBinary    = "/v1/binary/"   // GET NAME/ARCH: the file, whose SHA-256 the Answer told
 )
 

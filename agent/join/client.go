@@ -85,6 +85,13 @@ func (c *Client) Renew(ctx context.Context, r Request) (Answer, error) {
 	return a, err
 }
 
+// Retire drains this host, and tells what runs on it yet. It comes before Leave, as often as something does.
+func (c *Client) Retire(ctx context.Context, r Request) (l Leaving, err error) {
+	r.Token, r.Region, r.Roles = "", "", nil
+	err = c.post(ctx, PathRetire, r, false, &l)
+	return l, err
+}
+
 // Leave makes the cluster forget this host.
 func (c *Client) Leave(ctx context.Context, r Request) error {
 	r.Token, r.Region, r.Roles = "", "", nil
@@ -135,7 +142,7 @@ func (f final) Unwrap() error { return f.error }
 
 // post takes a challenge from a service and sends it the signed request.
 func (c *Client) post(ctx context.Context, path string, r Request, strict bool, answer any) error {
-	if c.TLS != nil && len(r.CSR) == 0 && path != PathLeave {
+	if c.TLS != nil && len(r.CSR) == 0 && (path == PathEnrol || path == PathRenew) {
 		csr, err := CSR(c.TLS)
 		if err != nil {
 			return err

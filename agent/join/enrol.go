@@ -112,6 +112,9 @@ func (s *Service) redeem(ctx context.Context, st store, q Request, e *Event) (to
 		if !errors.Is(err, pki.ErrWrapped) {
 			return t, err
 		}
+		if t, err = update(ctx, st, key, claim); err != nil { // the same host may have asked twice at once
+			return t, err
+		}
 		if !t.Opening { // nobody of us has begun to open it
 			e.Alarm = true
 			return t, Refusal{ReasonUnknown, "the secret of the token was opened by somebody else, or forged: make another token, and look at Vault's audit log"}
@@ -424,26 +427,8 @@ func (s *Service) surroundings(ctx context.Context, st store, c common, a *Answe
 			a.Servers = append(a.Servers, s.server(c, o))
 		}
 	}
-	if key, err := primary(ctx, st.client); err == nil {
-		a.Consul.Gossip = key
-	}
-	return nil
-}
-
-// primary is the gossip key that Consul uses now.
-func primary(ctx context.Context, c *api.Client) (string, error) {
-	rings, err := c.Operator().KeyringList((&api.QueryOptions{}).WithContext(ctx))
-	if err != nil {
-		return "", err
-	}
-	for _, r := range rings {
-		for k := range r.PrimaryKeys {
-			if !r.WAN {
-				return k, nil
-			}
-		}
-	}
-	return "", errors.New("no gossip key")
+	a.Consul.Gossip, err = s.currentGossip(ctx, st, c)
+	return err
 }
 
 // NebulaPort is where servers' Nebula listens, UDP.
@@ -579,6 +564,9 @@ func (s *Service) leave(ctx context.Context, q Request, e *Event) (any, error) {
 		if err := known(h, exists, q); err != nil {
 			return err
 		}
+		if err := s.missable(ctx, st, *h); err != nil {
+			return err
+		}
 		h.Left = true
 		return nil
 	})
@@ -600,7 +588,10 @@ func (s *Service) expel(ctx context.Context, st store, c common, h hostState) er
 			all = append(all, fmt.Errorf("%s: %w", what, err))
 		}
 	}
-	// First what cuts it off on every other host.
+	if err := s.unvote(ctx, st, c, h); err != nil { // while the others can still ask it; tidy tries again
+		s.log.Warn("a server that is gone has a vote for a while", "host", h.Host, "err", err)
+	}
+	// Then what cuts it off on every other host.
 	step("record", st.publish(ctx, c.RosterKey, h.Tombstone))
 	for _, accessor := range []string{h.ConsulAccessor, h.NomadAccessor} {
 		if accessor == "" {
@@ -614,6 +605,9 @@ func (s *Service) expel(ctx context.Context, st store, c common, h hostState) er
 	if client, err := newNomad(s.cfg.Nomad, c.Nomad, s.cfg.CA, c.Name); err != nil {
 		step("nomad", err)
 	} else {
+		if h.is(RoleServer) {
+			step("nomad server", nomadForget(client, h.Host+"."+c.Name))
+		}
 		step("nomad node", expel(ctx, client, h.Host))
 		step("xmpp account", closeAccount(ctx, client, h.Host))
 	}
@@ -623,9 +617,6 @@ func (s *Service) expel(ctx context.Context, st store, c common, h hostState) er
 	}
 	step("hint", st.delete(ctx, "plenum/endpoints/"+h.Host))
 	step("address", st.delete(ctx, numbersPrefix+formatNumber(h.Number)))
-	if err := st.client.Agent().ForceLeavePrune(h.Host); err != nil && !isNotFound(err) {
-		s.log.Warn("consul keeps the node of a host that is gone for a while", "host", h.Host, "err", err)
-	}
 	return errors.Join(all...)
 }
 

@@ -279,7 +279,7 @@ func TestFaults(t *testing.T) {
 						t.Fatal(err)
 					}
 				case h.State == "member":
-					if err := l.admin.Revoke(ctx, h.Host, ""); err != nil {
+					if err := l.admin.Revoke(ctx, h.Host, "", false); err != nil {
 						t.Fatalf("%s: %v", h.Host, err)
 					}
 				}
@@ -373,7 +373,7 @@ func TestFaults(t *testing.T) {
 		l.service.audit.mu.Unlock()
 		_, err = l.client(k).Enrol(ctx, token, request("df", k))
 		wantRefusal(t, "enrol without an audit line", ReasonSealed, err)
-		if err := l.service.Revoke(ctx, "rot", "ada"); err != nil {
+		if err := l.service.Revoke(ctx, "rot", "ada", false); err != nil {
 			t.Errorf("a full disk keeps a thief in: %v", err)
 		}
 		l.service.audit.mu.Lock()
@@ -408,7 +408,7 @@ func TestFaults(t *testing.T) {
 			}
 			if sealed {
 				for _, name := range []string{"thief", "s9"} {
-					if err := s.Revoke(short, name, "ada"); err != nil {
+					if err := s.Revoke(short, name, "ada", false); err != nil {
 						t.Errorf("revoke by a service that was started while Vault is sealed: %v", err)
 					}
 				}

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -20,6 +22,7 @@ import (
 func (l *lab) nomadClient(t *testing.T, name, pool, introduction string) *process {
 	t.Helper()
 	dir := t.TempDir()
+	t.Cleanup(func() { unmountBelow(dir) }) // a client that is killed leaves its tasks' secrets mounted
 	p := ports(t, 2)
 	type object = map[string]any
 	if introduction != "" {
@@ -70,8 +73,10 @@ func (l *lab) management() *nomad.Client {
 func TestNomad(t *testing.T) {
 	l := newLab(t, options{})
 	ctx := t.Context()
+	all := map[string]keyring{}
 	join := func(name string, roles ...string) Answer {
 		k := newKeys(t)
+		all[name] = k
 		a, err := l.client(k).Enrol(ctx, l.token("ber", roles...), request(name, k))
 		if err != nil {
 			t.Fatal(err)
@@ -145,8 +150,9 @@ func TestNomad(t *testing.T) {
 			t.Errorf("password: %v", err)
 		}
 	})
+	t.Run("drain", func(t *testing.T) { l.drain(t, all["sh1"]) })
 	t.Run("revoke", func(t *testing.T) {
-		if err := l.admin.Revoke(ctx, "sh1", ""); err != nil {
+		if err := l.admin.Revoke(ctx, "sh1", "", false); err != nil {
 			t.Fatal(err)
 		}
 		v, _, err := l.management().Variables().Peek(accountsVariable, nil)
@@ -160,6 +166,49 @@ func TestNomad(t *testing.T) {
 			return nil
 		})
 	})
+}
+
+// drain has sh1 ask to go while a task of its runs: it hears of the task until that has ended, and gets no other.
+func (l *lab) drain(t *testing.T, k keyring) {
+	ctx, c := t.Context(), l.management()
+	job := nomad.NewServiceJob("long", "long", "test", 50)
+	job.NodePool, job.Datacenters = ptr("plenum-shard"), []string{"*"}
+	mark := filepath.Join(t.TempDir(), "runs")
+	task := nomad.NewTask("run", "raw_exec").SetConfig("command", "/bin/sh").SetConfig("args", []string{"-c", "touch " + mark + "; exec sleep 600"})
+	task.Resources = &nomad.Resources{CPU: ptr(20), MemoryMB: ptr(16)}
+	if _, _, err := c.Jobs().Register(job.AddTaskGroup(nomad.NewTaskGroup("run", 1).AddTask(task)), nil); err != nil {
+		t.Fatal(err)
+	}
+	l.eventually("the task runs", func() error { _, err := os.Stat(mark); return err })
+	host := l.client(k)
+	first, err := host.Retire(ctx, request("sh1", k))
+	if err != nil || !slices.Contains(first.Tasks, "long.run[0]") || first.Node != l.nodes("sh1")[0].ID {
+		t.Fatalf("at first: %+v, %v", first, err)
+	}
+	l.eventually("nothing runs there", func() error {
+		now, err := host.Retire(ctx, request("sh1", k))
+		if err == nil && len(now.Tasks) > 0 {
+			err = fmt.Errorf("%v", now.Tasks)
+		}
+		return err
+	})
+	if n := l.nodes("sh1"); n[0].SchedulingEligibility != "ineligible" {
+		t.Errorf("it may get tasks: %+v", n[0])
+	}
+	_, err = l.client(l.first).Retire(ctx, request("s1", l.first))
+	wantRefusal(t, "the last server", ReasonBad, err)
+	wantRefusal(t, "revoking the last server", ReasonBad, l.admin.Revoke(ctx, "s1", "", false))
+}
+
+// unmountBelow unmounts everything below a folder, the deepest first.
+func unmountBelow(dir string) {
+	b, _ := os.ReadFile("/proc/self/mounts")
+	lines := slices.Collect(strings.Lines(string(b)))
+	for _, line := range slices.Backward(lines) {
+		if f := strings.Fields(line); len(f) > 1 && strings.HasPrefix(f[1], dir+"/") {
+			_ = syscall.Unmount(f[1], syscall.MNT_DETACH)
+		}
+	}
 }
 
 // workloads runs a shard's task and one of another job, and tries what the shard's may do in Consul.

@@ -9,7 +9,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/hashicorp/consul/api"
 	nomad "github.com/hashicorp/nomad/api"
 
 	"plenum/agent/pki"
@@ -17,8 +16,9 @@ import (
 
 // Revoke puts a host out, by name: its record becomes a tombstone that every other host believes (WireGuard peer gone,
 // certificates blocked, tunnels closed), its tokens and its Nomad node are gone, the gossip key is another. Nothing of it
-// needs a signature, so it works with Vault sealed. Who asks again gets the rest done.
-func (s *Service) Revoke(ctx context.Context, host, admin string) error {
+// needs a signature, so it works with Vault sealed. Who asks again gets the rest done. A server without which there is no
+// majority is refused, unless it is forced.
+func (s *Service) Revoke(ctx context.Context, host, admin string, force bool) error {
 	st, c, err := s.store(ctx)
 	if err != nil {
 		return err
@@ -27,6 +27,11 @@ func (s *Service) Revoke(ctx context.Context, host, admin string) error {
 	h, err := update(ctx, st, statesPrefix+host, func(h *hostState, exists bool) error {
 		if !exists {
 			return Refusal{ReasonUnknown, "this cluster knows no host " + host + ": see plenum host list"}
+		}
+		if !h.Revoked && !force {
+			if err := s.missable(ctx, st, *h); err != nil {
+				return err
+			}
 		}
 		h.Revoked = true
 		return nil
@@ -48,46 +53,8 @@ func (s *Service) revoke(ctx context.Context, st store, c common, h hostState) e
 	if err := st.put(ctx, revokedKey(h.Keys.Host), s.cfg.Now().UTC(), 0); err != nil && !errors.Is(err, errRace) {
 		return err
 	}
-	err := s.expel(ctx, st, c, h)
-	if e := rotateGossip(ctx, st.client); e != nil {
-		err = errors.Join(err, fmt.Errorf("gossip key: %w", e))
-	}
-	return err
-}
-
-// RotateGossip changes Consul's gossip key: the new one is known everywhere before it is used, and used before the old
-// one goes. Hosts that are away get it with their next renewal.
-func (s *Service) RotateGossip(ctx context.Context, admin string) error {
-	st, _, err := s.store(ctx)
-	if err != nil {
-		return err
-	}
-	err = rotateGossip(ctx, st.client)
-	return errors.Join(err, s.audit.write(Event{Time: s.cfg.Now(), What: "gossip-rotate", Admin: admin, Reason: s.refusal(err).Reason}))
-}
-
-func rotateGossip(ctx context.Context, c *api.Client) error {
-	old, err := primary(ctx, c)
-	if err != nil {
-		return err
-	}
-	key, op, w := gossipKey(), c.Operator(), (&api.WriteOptions{}).WithContext(ctx)
-	// A member that does not answer is an error of its own, and no reason to keep the key.
-	if err := op.KeyringInstall(key, w); err != nil {
-		if rings, e := op.KeyringList((&api.QueryOptions{}).WithContext(ctx)); e != nil || !slices.ContainsFunc(rings, func(r *api.KeyringResponse) bool { return r.Keys[key] > 0 }) {
-			return err
-		}
-	}
-	if err := op.KeyringUse(key, w); err != nil {
-		if now, e := primary(ctx, c); e != nil || now != key {
-			return err
-		}
-	}
-	err = op.KeyringRemove(old, w)
-	if rings, e := op.KeyringList((&api.QueryOptions{}).WithContext(ctx)); e == nil && !slices.ContainsFunc(rings, func(r *api.KeyringResponse) bool { return r.Keys[old] > 0 }) {
-		return nil
-	}
-	return err
+	// The key is changed by watch, when the host is no member any more: nobody waits for that, for it is cut off.
+	return errors.Join(s.expel(ctx, st, c, h), s.beginGossip(ctx, st, c, true))
 }
 
 // RotateCA takes all CAs a stage further, with a root token made from the unseal key. The last stage waits until every
@@ -162,7 +129,7 @@ func (s *Service) hosts(ctx context.Context, st store) ([]hostState, error) {
 // Vault was sealed, tombstones of which no certificate is valid any more (the epoch stays known), tokens a week after
 // their end.
 func (s *Service) tidy(ctx context.Context) error {
-	st, _, err := s.store(ctx)
+	st, c, err := s.store(ctx)
 	if err != nil {
 		return err
 	}
@@ -175,6 +142,9 @@ func (s *Service) tidy(ctx context.Context) error {
 		var h hostState
 		if json.Unmarshal(b, &h) != nil || !h.Revoked && !h.Left {
 			continue
+		}
+		if err := s.unvote(ctx, st, c, h); err != nil {
+			return err
 		}
 		for _, accessor := range h.Vault {
 			if err := s.cfg.Vault.Dismiss(ctx, accessor); err != nil {
@@ -235,6 +205,11 @@ func (s *Service) watch(ctx context.Context) error {
 			s.log.Warn("nodes are not compared with hosts", "err", err)
 		}
 		told = err != nil
+		if st, _, err := s.store(ctx); err == nil {
+			if err := errors.Join(s.forget(ctx, st), s.turnGossip(ctx, st)); err != nil && ctx.Err() == nil {
+				s.log.Debug("not everybody has forgotten a host that is gone, and its gossip key", "err", err)
+			}
+		}
 		if round++; round%tidyEvery == 1 {
 			if err := s.tidy(ctx); err != nil && ctx.Err() == nil {
 				s.log.Debug("nothing is tidied now", "err", err)

@@ -191,6 +191,7 @@ func (s *Service) handler() http.Handler {
 	m.HandleFunc("POST "+PathEnrol, s.request(PathEnrol, s.enrol))
 	m.HandleFunc("POST "+PathRenew, s.request(PathRenew, s.renew))
 	m.HandleFunc("POST "+PathLeave, s.request(PathLeave, s.leave))
+	m.HandleFunc("POST "+PathRetire, s.request(PathRetire, s.retire))
 	m.HandleFunc("GET "+PathBinary+"{name}/{arch}", s.binary)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !s.peers.allow(remote(r), s.cfg.Now()) {

@@ -247,3 +247,31 @@ func (v *Vault) Unwrap(ctx context.Context, token string, to any) error {
 	}
 	return nil
 }
+
+// RemovePeer takes a server out of the votes of Vault's storage, where it has one. ErrSealed comes back while Vault
+// cannot.
+func (v *Vault) RemovePeer(ctx context.Context, host string) error {
+	s, err := v.read(ctx, "sys/storage/raft/configuration")
+	if err != nil {
+		return err
+	}
+	b, err := json.Marshal(s.Data["config"])
+	if err != nil {
+		return err
+	}
+	var c struct {
+		Servers []struct {
+			Node string `json:"node_id"`
+		} `json:"servers"`
+	}
+	if err := json.Unmarshal(b, &c); err != nil {
+		return err
+	}
+	for _, p := range c.Servers {
+		if p.Node == host && len(c.Servers) > 1 {
+			_, err := v.write(ctx, "sys/storage/raft/remove-peer", map[string]any{"server_id": host})
+			return err
+		}
+	}
+	return nil
+}
