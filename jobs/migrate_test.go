@@ -10,6 +10,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -79,6 +81,8 @@ func TestMigrate(t *testing.T) {
 	}
 
 	build(t, dir)
+	commandsExist(t, dir, filepath.Join(dir, "REPORT"), converter+"README.md", converter+"variables", "../examples/laptop/README.md",
+		"../examples/three-hosts-two-regions/README.md", "monitoring/README.md", "monitoring/rules.yml")
 	text := strings.Replace(read(t, filepath.Join(dir, "plenum.hcl")), `":10000"`, `"127.0.0.1:0"`, 1)
 	write(t, filepath.Join(dir, "plenum.hcl"), text)
 	p := startPlenum(t, dir, "dev", "dev", "--config", filepath.Join(dir, "plenum.hcl"), "--http", "127.0.0.1:0", "--xmpp", "127.0.0.1:0", "--bridge-http", "127.0.0.1:0")
@@ -104,6 +108,37 @@ func TestMigrate(t *testing.T) {
 		if !strings.Contains(config, want) {
 			t.Errorf("config.js does not say %s: %s", want, config)
 		}
+	}
+}
+
+// commandsExist looks for commands of plenum in texts, and whether plenum has them with the flags that they are given.
+func commandsExist(t *testing.T, dir string, paths ...string) {
+	t.Helper()
+	found := 0
+	for _, path := range paths {
+		for _, m := range regexp.MustCompile("(?m)plenum ((?:init|join|leave|doctor|status|token|host|unseal|shard|bridge|edge|room|dev|run|probe)\\b[^\n`\";,:#|)]*)").FindAllStringSubmatch(read(t, path), -1) {
+			words := strings.Fields(m[1])
+			for i, w := range words {
+				words[i] = strings.TrimRight(w, ".")
+			}
+			args := words[:1]
+			if len(words) > 1 && slices.Contains([]string{"token", "host", "shard", "bridge", "edge", "room", "run"}, words[0]) {
+				args = words[:2]
+			}
+			out, err := exec.Command(filepath.Join(dir, "plenum"), append(slices.Clone(args), "--help")...).CombinedOutput()
+			if err != nil || !strings.Contains(string(out), "Usage:\n  plenum "+strings.Join(args, " ")) {
+				t.Errorf("%s: there is no plenum %s: %s", path, strings.Join(args, " "), out)
+			}
+			for _, w := range words {
+				if flag, _, _ := strings.Cut(w, "="); strings.HasPrefix(flag, "--") && !strings.Contains(string(out), flag+" ") {
+					t.Errorf("%s: plenum %s has no %s", path, strings.Join(args, " "), flag)
+				}
+			}
+			found++
+		}
+	}
+	if found < 30 {
+		t.Errorf("only %d commands were found", found)
 	}
 }
 
