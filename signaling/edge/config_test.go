@@ -23,7 +23,7 @@ func write(t *testing.T, p Proxy) {
 
 // TestConfig has the real HAProxy look at what is made for it.
 func TestConfig(t *testing.T) {
-	p := Proxy{Dir: t.TempDir(), HTTP: "127.0.0.1:8088", Region: "muc", Offload: "127.0.0.1:9", Answer: "127.0.0.1:9",
+	p := Proxy{Dir: t.TempDir(), HTTP: ":8088", Region: "muc", Offload: "127.0.0.1:9", Answer: "127.0.0.1:9",
 		Overlay: []string{"10.77.0.0/16"}, Metrics: "127.0.0.1:9719",
 		HTTPS: "127.0.0.1:8443", Names: []string{"meet.example", "muc.meet.example"}}
 	for _, n := range p.Names {

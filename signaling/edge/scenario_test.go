@@ -1,0 +1,436 @@
+package edge
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+)
+
+func equal(names ...string) []weighted {
+	var all []weighted
+	for _, n := range names {
+		all = append(all, weighted{Shard{Name: n, Region: "muc"}, 1})
+	}
+	return all
+}
+
+// TestSpellings (E8): all ways to write a room are one room; names as long as may be are rooms of their own.
+func TestSpellings(t *testing.T) {
+	p := newPlacer("meet.example", "muc", time.Now)
+	const want = "f%c3%bc%c3%9f%25c3" + at
+	for _, c := range []struct{ path, query string }{
+		{"/F%C3%BC%C3%9F%25c3", ""}, {"/f%c3%bc%c3%9f%25c3", ""}, {"/F%C3%9C%C3%9F%25C3/", ""}, {"//F%C3%BC%C3%9F%25c3", ""},
+		{"/xmpp-websocket", "room=f%25c3%25bc%25c3%259f%2525c3"}, {"/xmpp-websocket", "room=F%25C3%25BC%25C3%259F%2525C3"},
+		{"/xmpp-websocket", "room=f%25c3%25bc%25c3%259f%2525c3&room=other"}, {"/xmpp-websocket", "x=%zz&room=f%25c3%25bc%25c3%259f%2525c3"},
+		{"/xmpp-websocket/", "previd=1&room=f%25c3%25bc%25c3%259f%2525c3"}, {"/conference-request/v1", "room=f%25c3%25bc%25c3%259f%2525c3"},
+	} {
+		if got := p.room(c.path, c.query); got != want {
+			t.Errorf("%s?%s: %q, want %q", c.path, c.query, got, want)
+		}
+	}
+	for _, c := range []struct{ path, query string }{
+		{"/School/Quiet", ""}, {"/school/xmpp-websocket", "room=QUIET"}, {"/xmpp-websocket", "room=quiet&prefix=school"}, {"/school/conference-request/v1", "room=quiet"},
+	} {
+		if got := p.room(c.path, c.query); got != "quiet@conference.school.meet.example" {
+			t.Errorf("%s?%s: %q", c.path, c.query, got)
+		}
+	}
+	seen := map[string]bool{}
+	for _, end := range []string{"", "a", "b"} {
+		long := strings.Repeat("x", 1000) + end
+		room := p.room("/xmpp-websocket", "room="+long)
+		if room != long+at || seen[room] {
+			t.Errorf("a name of %d bytes is %d long", len(long), len(room))
+		}
+		seen[room] = true
+	}
+	for _, n := range []int{1100, 70_000, 1 << 20} { // what is no room for shards is none here
+		if room := p.room("/xmpp-websocket", "room="+strings.Repeat("y", n)); room != "" {
+			t.Errorf("a name of %d bytes is a room of %d", n, len(room))
+		}
+	}
+}
+
+// TestOrder (E9): whatever order the catalogue lists shards in, rooms are where they were.
+func TestOrder(t *testing.T) {
+	shards := equal("a", "b", "c", "d", "e")
+	var rooms, homes [50]string
+	for i := range rooms {
+		rooms[i] = fmt.Sprint("room", i, at)
+		homes[i] = home(shards, "muc", rooms[i])
+	}
+	for range 1000 {
+		rand.Shuffle(len(shards), func(i, j int) { shards[i], shards[j] = shards[j], shards[i] })
+		for i, room := range rooms {
+			if got := home(shards, "muc", room); got != homes[i] {
+				t.Fatalf("%s is on %s and was on %s", room, got, homes[i])
+			}
+		}
+	}
+}
+
+// TestGrowAndShrink (E10): four shards, five, four, with 10,000 rooms that are open: none of them moves but those of a
+// shard that goes; of new rooms, the new shard's share moves.
+func TestGrowAndShrink(t *testing.T) {
+	const rooms = 10_000
+	now := time.Now()
+	p := newPlacer("meet.example", "muc", func() time.Time { return now })
+	four, five := equal("a", "b", "c", "d"), equal("a", "b", "c", "d", "e")
+	place := func(kind string, i int) string { return p.place("/xmpp-websocket", fmt.Sprint("room=", kind, i)) }
+	p.set(four)
+	owners, before := map[int]string{}, map[int]string{}
+	for i := range rooms {
+		owners[i], before[i] = place("live", i), place("new", i)
+		p.learn("/xmpp-websocket", fmt.Sprint("room=live", i), owners[i])
+	}
+	moved := func() (live, fresh int) {
+		for i := range rooms {
+			if got := place("live", i); got != owners[i] {
+				live++
+			}
+			if got := place("new", i); got != before[i] {
+				fresh++
+			}
+		}
+		return live, fresh
+	}
+	now = now.Add(time.Minute)
+	p.set(five)
+	if live, fresh := moved(); live != 0 || fresh > rooms/5+rooms/50 || fresh < rooms/5-rooms/50 {
+		t.Errorf("a shard more: %d open rooms moved, %d new ones", live, fresh)
+	}
+	p.set(four)
+	if live, fresh := moved(); live != 0 || fresh != 0 {
+		t.Errorf("a shard less: %d open rooms moved, %d new ones", live, fresh)
+	}
+	p.set(equal("b", "c", "d"))
+	for i := range rooms {
+		if got := place("live", i); owners[i] != "a" && got != owners[i] {
+			t.Fatalf("live%d moved from %s to %s when a went", i, owners[i], got)
+		}
+	}
+	if p.learn("/x", "room=unheard", "nobody"); len(p.known) != rooms {
+		t.Errorf("%d rooms are known", len(p.known))
+	}
+}
+
+// TestFlap (E21): a shard whose checks toggle every four seconds moves its rooms once, and has them again when it was
+// well for long enough. HAProxy's own checks count as well.
+func TestFlap(t *testing.T) {
+	for _, by := range []string{"catalogue", "HAProxy"} {
+		e := &Edge{cfg: Config{Catalog: fixed(nil), Domain: "meet.example", Ramp: -1}, metrics: newMetrics(nil, nil), seen: map[string]*sighting{}}
+		if err := e.cfg.validate(); err != nil {
+			t.Fatal(err)
+		}
+		shards := []Shard{{Name: "a", Region: "muc"}, {Name: "b", Region: "muc"}}
+		now := time.Now()
+		for _, s := range shards {
+			e.seen[s.Name] = &sighting{first: now}
+		}
+		room := ""
+		for i := 0; room == "" || home(e.weigh(shards, now), "muc", room) != "a"; i++ {
+			room = fmt.Sprint("room", i, at)
+		}
+		last, changes := "a", []int{}
+		for second := range 300 {
+			ill := second < 200 && second/4%2 == 1
+			shards[0].Ill = ill && by == "catalogue"
+			e.seen["a"].down = ill && by == "HAProxy"
+			now = now.Add(time.Second)
+			if got := home(e.weigh(shards, now), "muc", room); got != last {
+				last, changes = got, append(changes, second)
+			}
+		}
+		if len(changes) != 2 || changes[0] != 4 || changes[1] < 229 || last != "a" {
+			t.Errorf("by the %s: the room moved after %v seconds, and is on %s", by, changes, last)
+		}
+	}
+}
+
+// wild is a shard that answers what it was asked.
+func wild(t *testing.T, name string) (Shard, func(header string) string) {
+	var last atomic.Pointer[http.Request]
+	h := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/about/health" {
+			last.Store(r)
+		}
+	}))
+	t.Cleanup(h.Close)
+	return Shard{Name: name, Region: "muc", Addr: strings.TrimPrefix(h.URL, "http://")}, func(header string) string {
+		r := last.Load()
+		if r == nil {
+			return "(not asked)"
+		}
+		return strings.Join(r.Header.Values(header), "|")
+	}
+}
+
+// TestSmuggling: what edges say to shards cannot be said from outside, and neither paths nor sizes do harm.
+func TestSmuggling(t *testing.T) {
+	leaks(t)
+	s := start(t, Config{Proxy: Proxy{Overlay: []string{"127.0.0.2/32"}}})
+	shard, header := wild(t, "muc-1")
+	bridge, channel := wild(t, "h1")
+	s.views <- View{Shards: []Shard{shard}, Bridges: []Bridge{{"h1", bridge.Addr}}}
+	until(t, "the shard serves", func() bool { code, _ := get(t, s.url+"/a"); return code == 200 })
+	ask := func(from string, path string, headers ...string) int {
+		t.Helper()
+		r, err := http.NewRequest("GET", s.url, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.URL.Opaque = path
+		for i := 0; i+1 < len(headers); i += 2 {
+			r.Header.Add(headers[i], headers[i+1])
+		}
+		c := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true,
+			DialContext: (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}).DialContext}}
+		res, err := c.Do(r)
+		switch {
+		case errors.Is(err, syscall.EPIPE), errors.Is(err, syscall.ECONNRESET): // refused before all was said
+			return 400
+		case err != nil:
+			t.Fatalf("%.300v", err)
+		}
+		res.Body.Close()
+		return res.StatusCode
+	}
+	forged := []string{"X-Proxy-Region", "evil", "x-proxy-region", "worse", "X-Forwarded-For", "1.2.3.4", "X-Plenum-Handover", "muc-9", "X-Forwarded-Proto", "https"}
+	for from, want := range map[string][]string{"127.0.0.3": {"muc", "127.0.0.3", "", ""}, "127.0.0.2": {"evil|worse", "1.2.3.4", "", ""}} {
+		ask(from, "/xmpp-websocket?room=a", forged...)
+		for i, h := range []string{"X-Proxy-Region", "X-Forwarded-For", "X-Plenum-Handover", "X-Forwarded-Proto"} {
+			if got := header(h); got != want[i] {
+				t.Errorf("from %s: %s is %q, want %q", from, h, got, want[i])
+			}
+		}
+	}
+	for path, want := range map[string]int{
+		"/.//a": 200, "/a//b": 200, "/%2e%2e/%2e%2e/etc": 200, "/a/../../b": 200, "/a%00b": 200, "/?room=%zz": 200, "/?" + strings.Repeat("room=a&", 1000): 200,
+		"/xmpp-websocket?room=" + strings.Repeat("x", 14_000): 200, "/xmpp-websocket?room=" + strings.Repeat("%25", 4_800): 200,
+		"/xmpp-websocket?room=" + strings.Repeat("x", 16_400): 400,
+		"/colibri-ws/h1/c/e": 200, "/colibri-ws/h9/c/e": 503, "/colibri-ws//c/e": 503, "/colibri-ws/../h1": 503, "/colibri-ws/muc-1/c/e": 503,
+	} {
+		if got := ask("127.0.0.3", path); got != want {
+			t.Errorf("%.60s: %d, want %d", path, got, want)
+		}
+	}
+	if got := channel("X-Forwarded-For"); got != "127.0.0.3" {
+		t.Errorf("the bridge was told %q", got)
+	}
+	if got := ask("127.0.0.3", "/a", "Cookie", strings.Repeat("c", 20_000)); got < 400 || got >= 500 {
+		t.Errorf("a header of 20 kB: %d", got)
+	}
+}
+
+// TestGone: with the process gone, or frozen, requests go on at once.
+func TestGone(t *testing.T) {
+	leaks(t)
+	cfg := Config{Proxy: Proxy{Sockets: 100_000}}
+	s := start(t, cfg)
+	shard, _ := wild(t, "muc-1")
+	s.views <- View{Shards: []Shard{shard}}
+	took := func(n int) (worst time.Duration) {
+		for i := range n {
+			began := time.Now()
+			if code, text := get(t, s.url+fmt.Sprint("/xmpp-websocket?room=r", i)); code != 200 {
+				t.Errorf("%d %s", code, text)
+			}
+			worst = max(worst, time.Since(began))
+		}
+		return worst
+	}
+	until(t, "the shard serves", func() bool { code, _ := get(t, s.url+"/a"); return code == 200 })
+	there := took(20)
+	addr := s.edge.offload.Addr().String()
+	s.stop()
+	gone := took(20)
+	// Somebody listens there and says nothing, as a frozen process does.
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var held sync.WaitGroup
+	held.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			defer c.Close()
+		}
+	})
+	frozen := took(20)
+	l.Close()
+	held.Wait()
+	t.Logf("slowest of 20: %v; process gone: %v; frozen: %v", there, gone, frozen)
+	if limit := 2 * time.Second; gone > limit || frozen > limit { // 100 ms and what the machine takes
+		t.Errorf("requests wait for it: %v gone, %v frozen", gone, frozen)
+	}
+}
+
+// TestPorts (E3): in a network with 64 ports, 200 requests of 200 clients need few of them.
+func TestPorts(t *testing.T) {
+	leaks(t)
+	s := start(t, Config{Proxy: Proxy{Sockets: 100_000}})
+	var opened atomic.Int64
+	h := httptest.NewUnstartedServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {}))
+	h.Config.ConnState = func(_ net.Conn, state http.ConnState) {
+		if state == http.StateNew {
+			opened.Add(1)
+		}
+	}
+	h.Start()
+	t.Cleanup(h.Close)
+	s.views <- View{Shards: []Shard{{Name: "muc-1", Region: "muc", Addr: h.Listener.Addr().String()}}}
+	until(t, "the shard serves", func() bool { code, _ := get(t, s.url+"/a"); return code == 200 })
+	for _, when := range []string{"server added", "server of the configuration"} {
+		before := opened.Load()
+		for i := range 200 {
+			if code, text := get(t, s.url+fmt.Sprint("/xmpp-websocket?room=r", i)); code != 200 {
+				t.Errorf("request %d: %d %s", i, code, text)
+			}
+		}
+		if n := opened.Load() - before; n > 32 { // and those of checks
+			t.Errorf("%s: 200 requests took %d connections", when, n)
+		}
+		s.again()
+	}
+}
+
+// TestFull (E1): a HAProxy with few files refuses who is too many, and goes on with who is there.
+func TestFull(t *testing.T) {
+	leaks(t)
+	s := startFew(t, Config{Proxy: Proxy{Sockets: 100_000}}, 256)
+	h := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Upgrade") == "" {
+			return
+		}
+		conn, buf, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n")
+		io.Copy(conn, buf)
+	}))
+	t.Cleanup(h.Close)
+	s.views <- View{Shards: []Shard{{Name: "muc-1", Region: "muc", Addr: strings.TrimPrefix(h.URL, "http://")}}}
+	until(t, "the shard serves", func() bool { code, _ := get(t, s.url+"/a"); return code == 200 })
+	until(t, "HAProxy knows its limit", func() bool {
+		text, err := s.edge.haproxy.do(t.Context(), "show map "+s.edge.cfg.Proxy.Path(fileFull))
+		return err == nil && !strings.Contains(text, "1000000000")
+	})
+	var open []net.Conn
+	defer func() {
+		for _, c := range open {
+			c.Close()
+		}
+	}()
+	socket := func() (net.Conn, string) {
+		c, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+		fmt.Fprintf(c, "GET /xmpp-websocket?room=a HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
+		res, err := http.ReadResponse(bufio.NewReader(c), nil)
+		if err != nil {
+			c.Close()
+			return nil, err.Error()
+		}
+		if res.StatusCode != 101 {
+			c.Close()
+			return nil, fmt.Sprint(res.StatusCode, " ", res.Header.Get("Retry-After") != "")
+		}
+		return c, ""
+	}
+	refused := 0
+	for range 200 {
+		if c, why := socket(); c != nil {
+			open = append(open, c)
+		} else if refused++; why != "503 true" {
+			t.Fatalf("the %dth socket: %s", len(open)+refused, why)
+		}
+	}
+	if len(open) < 50 || refused < 50 {
+		t.Errorf("%d sockets are open, %d were refused", len(open), refused)
+	}
+	before := ticks(t, s.haproxy.Process.Pid)
+	began := time.Now()
+	for round := 0; time.Since(began) < time.Second; round++ {
+		for i, c := range open[:50] {
+			if _, err := io.WriteString(c, "hello"); err != nil {
+				t.Fatal(i, err)
+			}
+			if _, err := io.ReadFull(c, make([]byte, 5)); err != nil {
+				t.Fatalf("socket %d says nothing: %v", i, err)
+			}
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	if used := ticks(t, s.haproxy.Process.Pid) - before; used > 50 {
+		t.Errorf("HAProxy used %d ms of a second", used*10)
+	}
+	for _, c := range open[:30] {
+		c.Close()
+	}
+	open = open[30:]
+	until(t, "there is room again", func() bool {
+		c, _ := socket()
+		if c != nil {
+			open = append(open, c)
+		}
+		return c != nil
+	})
+}
+
+// ticks is the processor time of a process, in hundredths of a second.
+func ticks(t *testing.T, pid int) (n int64) {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
+	var user, system int64
+	fmt.Sscan(f[11], &user)
+	fmt.Sscan(f[12], &system)
+	return user + system
+}
+
+// TestEmpty: a catalogue that lists nobody any more is not believed, and bans that overlap last as long as the longest.
+func TestEmpty(t *testing.T) {
+	leaks(t)
+	s := start(t, Config{})
+	shard, _ := wild(t, "muc-1")
+	s.views <- View{Shards: []Shard{shard}}
+	until(t, "the shard serves", func() bool { code, _ := get(t, s.url+"/a"); return code == 200 })
+	now := time.Now()
+	other := netip.MustParsePrefix("192.0.2.7/24")
+	s.views <- View{Bans: []Ban{{other, now.Add(time.Hour)}, {other.Masked(), now.Add(-time.Hour)}}}
+	until(t, "the view is there", func() bool {
+		text, err := s.edge.haproxy.do(t.Context(), "show acl "+s.edge.cfg.Proxy.Path(fileBans))
+		return err == nil && strings.Contains(text, "192.0.2.0/24")
+	})
+	if code, _ := get(t, s.url+"/a"); code != 200 {
+		t.Errorf("an empty catalogue: %d", code)
+	}
+	config, err := os.ReadFile(s.edge.cfg.Proxy.Path(fileConfig))
+	if err != nil || !bytes.Contains(config, []byte("server muc-1 "+shard.Addr)) {
+		t.Errorf("HAProxy would start without the shard: %v", err)
+	}
+}
