@@ -278,7 +278,7 @@ func TestPrometheus(t *testing.T) {
 	}
 	write(t, filepath.Join(dir, "local", "prometheus.yml"), config)
 	write(t, filepath.Join(dir, "local", "rules.yml"), read(t, "monitoring/rules.yml"))
-	write(t, filepath.Join(dir, "secrets", "consul_token"), "none")
+	write(t, filepath.Join(dir, "secrets", "consul"), "none")
 	start(t, "prometheus", exec.Command(stack.Path(t, "prometheus"), "--config.file="+filepath.Join(dir, "local", "prometheus.yml"),
 		"--storage.tsdb.path="+filepath.Join(dir, "data"), "--web.listen-address="+own))
 	p := prometheus{t, "http://" + own}
@@ -383,6 +383,66 @@ func TestPrometheus(t *testing.T) {
 					return fmt.Sprintf("rule %s is %s: %s", r.Name, r.Health, r.LastError)
 				}
 			}
+		}
+		return ""
+	})
+}
+
+// TestPrometheusJob runs the job on the real Nomad: with its rules it finds itself in the catalogue. Nomad has no auth
+// method in this Consul, so the job does not ask for a token.
+func TestPrometheusJob(t *testing.T) {
+	t.Cleanup(func() { goleak.VerifyNone(t) })
+	catalogue := stack.Consul(t)
+	server := stack.Nomad(t, catalogue)
+	job := parse(t, "prometheus.nomad.hcl", fmt.Sprintf("nodes=[%q]", nodeOf(t, server)), "prometheus="+stack.Path(t, "prometheus"), "consul="+catalogue.URL(),
+		`alertmanagers=["127.0.0.1:9"]`, "disk=300", "driver=raw_exec", "user=root")
+	task := job.TaskGroups[0].Tasks[0]
+	task.Consul, task.Identities = nil, nil
+	run(t, server, job)
+	var own string
+	within(t, time.Minute, func() string {
+		entries, err := servicesOf(catalogue, "plenum-prometheus")
+		if err != nil || len(entries) != 1 {
+			return fmt.Sprintf("%d entries, %v", len(entries), err)
+		}
+		own = net.JoinHostPort(entries[0].Service.Address, fmt.Sprint(entries[0].Service.Port))
+		return ""
+	})
+	p := prometheus{t, "http://" + own}
+	within(t, time.Minute, func() string {
+		var found struct {
+			ActiveTargets []struct {
+				Labels map[string]string
+				Health string
+			}
+		}
+		if err := p.get("targets?state=active", &found); err != nil {
+			return err.Error()
+		}
+		for _, target := range found.ActiveTargets {
+			if target.Labels["job"] == "plenum-prometheus" && target.Labels["instance"] == own && target.Health == "up" {
+				return ""
+			}
+		}
+		return fmt.Sprintf("targets %+v", found.ActiveTargets)
+	})
+	var rules struct {
+		Groups []struct{ Rules []struct{ Name string } }
+	}
+	if err := p.get("rules", &rules); err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, g := range rules.Groups {
+		n += len(g.Rules)
+	}
+	if want := len(alerts(t, read(t, "monitoring/rules.yml"))); n != want {
+		t.Errorf("%d rules, want %d", n, want)
+	}
+	var managers struct{ ActiveAlertmanagers []struct{ URL string } }
+	within(t, 30*time.Second, func() string {
+		if err := p.get("alertmanagers", &managers); err != nil || len(managers.ActiveAlertmanagers) != 1 {
+			return fmt.Sprintf("Alertmanagers %+v, %v", managers, err)
 		}
 		return ""
 	})

@@ -14,6 +14,12 @@ variable "prometheus" {
   default     = "/opt/plenum/bin/prometheus"
 }
 
+variable "consul" {
+  type        = string
+  description = "URL of the host's Consul"
+  default     = "http://127.0.0.1:8500"
+}
+
 variable "retention" {
   type        = string
   description = "how long samples are kept; about 1 GB for each 10 hosts and month"
@@ -125,7 +131,7 @@ job "prometheus" {
         args = [
           "--config.file=${NOMAD_TASK_DIR}/prometheus.yml", "--web.listen-address=${NOMAD_ADDR_http}",
           "--storage.tsdb.path=${NOMAD_ALLOC_DIR}/data", "--storage.tsdb.retention.time=${var.retention}",
-          "--storage.tsdb.retention.size=${var.disk * 9 / 10}MB", "--log.format=json",
+          "--storage.tsdb.retention.size=${floor(var.disk * 9 / 10)}MB", "--log.format=json",
         ]
       }
 
@@ -135,7 +141,7 @@ job "prometheus" {
         change_signal   = "SIGHUP"
         left_delimiter  = "[[["
         right_delimiter = "]]]"
-        data = join("", concat([file("monitoring/prometheus.yml")], length(var.alertmanagers) == 0 ? [] :
+        data = join("", concat([replace(file("monitoring/prometheus.yml"), "127.0.0.1:8500", trimprefix(var.consul, "http://"))], length(var.alertmanagers) == 0 ? [] :
         ["\nalerting: { alertmanagers: [{ static_configs: [{ targets: ${jsonencode(var.alertmanagers)} }] }] }\n"]))
       }
       template {
@@ -145,6 +151,15 @@ job "prometheus" {
         left_delimiter  = "[[["
         right_delimiter = "]]]"
         data            = file("monitoring/rules.yml")
+      }
+
+      template { # the file that Nomad makes of it is root's
+        destination = "${NOMAD_SECRETS_DIR}/consul"
+        change_mode = "noop"
+        perms       = "0400"
+        uid         = 65534
+        gid         = 65534
+        data        = "{{ env \"CONSUL_TOKEN\" }}"
       }
 
       resources {

@@ -6,7 +6,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -18,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	consul "github.com/hashicorp/consul/api"
 	"github.com/hashicorp/nomad/api"
 	"github.com/pion/logging"
 	"github.com/pion/turn/v4"
@@ -80,67 +80,95 @@ func TestOperatorsJobs(t *testing.T) {
 	}
 }
 
+func nomadOf(t *testing.T, server *stack.Server) *api.Client {
+	t.Helper()
+	c, err := api.NewClient(&api.Config{Address: server.URL(), HttpClient: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// nodeOf is the id of the only node.
+func nodeOf(t *testing.T, server *stack.Server) string {
+	t.Helper()
+	nodes, _, err := nomadOf(t, server).Nodes().List(nil)
+	if err != nil || len(nodes) != 1 {
+		t.Fatalf("nodes %v, %v", nodes, err)
+	}
+	return nodes[0].ID
+}
+
+// run submits a job, and removes it at the end of the test: Nomad's tasks would outlive it.
+func run(t *testing.T, server *stack.Server, job *api.Job) {
+	t.Helper()
+	client := nomadOf(t, server)
+	if _, _, err := client.Jobs().Register(job, nil); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		allocations := func() []*api.AllocationListStub {
+			all, _, err := client.Jobs().Allocations(*job.ID, true, nil)
+			if err != nil {
+				t.Error(err)
+			}
+			return all
+		}
+		if t.Failed() {
+			for _, a := range allocations() {
+				for task, s := range a.TaskStates {
+					for _, e := range s.Events {
+						t.Logf("%s: %s: %s", task, e.Type, e.DisplayMessage)
+					}
+				}
+			}
+		}
+		if _, _, err := client.Jobs().Deregister(*job.ID, false, nil); err != nil {
+			t.Error(err)
+		}
+		within(t, 30*time.Second, func() string {
+			for _, a := range allocations() {
+				if a.ClientStatus == api.AllocClientStatusRunning || a.ClientStatus == api.AllocClientStatusPending {
+					return "a task is " + a.ClientStatus
+				}
+			}
+			return ""
+		})
+	})
+}
+
+// servicesOf are the entries of a service that is well.
+func servicesOf(catalogue *stack.Server, name string) ([]*consul.ServiceEntry, error) {
+	c, err := consul.NewClient(&consul.Config{Address: catalogue.Address, Transport: &http.Transport{DisableKeepAlives: true}})
+	if err != nil {
+		return nil, err
+	}
+	entries, _, err := c.Health().Service(name, "", true, nil)
+	return entries, err
+}
+
 // TestTURNJob runs the job on the real Nomad, which renders the secret from its Variable and tells Consul of the server;
 // somebody with the secret gets a relay.
 func TestTURNJob(t *testing.T) {
 	t.Cleanup(func() { goleak.VerifyNone(t) })
 	catalogue := stack.Consul(t)
 	server := stack.Nomad(t, catalogue)
-	client, err := api.NewClient(&api.Config{Address: server.URL(), HttpClient: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	nodes, _, err := client.Nodes().List(nil)
-	if err != nil || len(nodes) != 1 {
-		t.Fatalf("nodes %v, %v", nodes, err)
-	}
+	client := nomadOf(t, server)
 	const secret = "0123456789abcdef"
 	if _, _, err := client.Variables().Create(&api.Variable{Path: "nomad/jobs/turn-muc", Items: api.VariableItems{"secret": secret}}, nil); err != nil {
 		t.Fatal(err)
 	}
 	address := freePort(t)
-	job := parse(t, "turn.nomad.hcl", "region=muc", fmt.Sprintf("nodes=[%q]", nodes[0].ID), "realm=meet.example", `overlays=["10.77.0.0/16"]`,
+	job := parse(t, "turn.nomad.hcl", "region=muc", fmt.Sprintf("nodes=[%q]", nodeOf(t, server)), "realm=meet.example", `overlays=["10.77.0.0/16"]`,
 		`listen=["127.0.0.1"]`, "port="+portOf(address), "driver=raw_exec", "user=root")
-	if _, _, err := client.Jobs().Register(job, nil); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { // Nomad's tasks outlive it
-		if _, _, err := client.Jobs().Deregister(*job.ID, false, nil); err != nil {
-			t.Error(err)
-		}
-		within(t, 30*time.Second, func() string {
-			all, _, err := client.Jobs().Allocations(*job.ID, true, nil)
-			if err != nil {
-				return err.Error()
-			}
-			for _, a := range all {
-				if a.ClientStatus == api.AllocClientStatusRunning || a.ClientStatus == api.AllocClientStatusPending {
-					return "the task is " + a.ClientStatus
-				}
-			}
-			return ""
-		})
-	})
+	run(t, server, job)
 	within(t, time.Minute, func() string {
-		res, err := client.Raw().Response("/v1/job/turn-muc/allocations", nil)
+		entries, err := servicesOf(catalogue, "plenum-turn")
 		if err != nil {
-			return err.Error()
-		}
-		defer res.Close()
-		state, _ := io.ReadAll(res)
-		found, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}).Get(catalogue.URL() + "/v1/health/service/plenum-turn?passing")
-		if err != nil {
-			return err.Error()
-		}
-		defer found.Body.Close()
-		var entries []struct {
-			Service struct{ Meta map[string]string }
-		}
-		if err := json.NewDecoder(found.Body).Decode(&entries); err != nil {
 			return err.Error()
 		}
 		if len(entries) != 1 || entries[0].Service.Meta["region"] != "muc" || entries[0].Service.Meta["port"] != portOf(address) {
-			return fmt.Sprintf("in the catalogue: %+v; in Nomad: %s", entries, state)
+			return fmt.Sprintf("in the catalogue: %+v", entries)
 		}
 		return ""
 	})
