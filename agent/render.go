@@ -78,6 +78,7 @@ func (v *view) consul() []byte {
 	}
 	if v.is(join.RoleServer) {
 		o["server"] = true
+		o["client_addr"] = "127.0.0.1 " + a.Control.Addr().String() // shards ask every server whether there is a leader
 		// A server that is off stays a member until somebody revokes it: it comes back with all it had.
 		o["autopilot"] = object{"cleanup_dead_servers": false}
 		if v.first {
@@ -162,22 +163,10 @@ func (v *view) chroot() object {
 	for _, p := range v.facts.Programs {
 		o[p] = p
 	}
-	if len(v.facts.Programs) > 0 {
-		for _, p := range []string{"/lib", "/lib64", "/usr/lib/" + triplet(v.facts.Arch)} {
-			o[p] = p
-		}
+	for file, path := range v.facts.Libraries {
+		o[file] = path
 	}
 	return o
-}
-
-// triplet is Debian's name for an architecture.
-func triplet(arch string) string {
-	switch arch {
-	case "arm64":
-		return "aarch64-linux-gnu"
-	default:
-		return "x86_64-linux-gnu"
-	}
 }
 
 // vault is the configuration of Vault: its API on loopback, where the join service is; other servers reach it on the
@@ -213,6 +202,7 @@ func (v *view) vault() []byte {
 var rules = []overlay.Rule{
 	{From: []string{"any"}, To: []string{"any"}, Proto: "any", Ports: "8301"},                                          // Consul's gossip
 	{From: []string{"any"}, To: []string{"server"}, Proto: "tcp", Ports: "8300"},                                       // Consul
+	{From: []string{"shard"}, To: []string{"server"}, Proto: "tcp", Ports: "8500"},                                     // is there a leader?
 	{From: []string{"any"}, To: []string{"server"}, Proto: "tcp", Ports: "4646-4647"},                                  // Nomad
 	{From: []string{"server"}, To: []string{"any"}, Proto: "tcp", Ports: "4646"},                                       // logs of tasks
 	{From: []string{"server"}, To: []string{"server"}, Proto: "any", Ports: "any"},                                     // raft, Vault

@@ -22,6 +22,8 @@ type Facts struct {
 	Firewalls []string     `json:"firewalls,omitempty"` // ufw, firewalld, docker: whose rules may be in the way
 	CNI       string       `json:"cni,omitempty"`       // where network plug-ins are
 	Programs  []string     `json:"programs,omitempty"`  // those of role packages that are installed
+	// Libraries are the files that Programs load, by where they lie: where they are looked for.
+	Libraries map[string]string `json:"libraries,omitempty"`
 }
 
 // Facts looks at the host.
@@ -48,6 +50,7 @@ func (h *Host) Facts() (Facts, error) {
 			f.Programs = append(f.Programs, p)
 		}
 	}
+	f.Libraries = libraries(f.Programs)
 	return f, nil
 }
 

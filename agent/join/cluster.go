@@ -274,6 +274,10 @@ session_prefix "" { policy = "write" }
 node_prefix "" { policy = "read" }
 service_prefix "" { policy = "read" }
 `
+	readerRules = `
+node_prefix "" { policy = "read" }
+service_prefix "" { policy = "read" }
+`
 	adminRules = `
 acl = "write"
 operator = "write"
@@ -292,12 +296,12 @@ const workloads = "nomad-workloads"
 func policies(ctx context.Context, c *api.Client, cluster string) error {
 	w := (&api.WriteOptions{}).WithContext(ctx)
 	for name, rules := range map[string]string{"plenum-nomad-client": nomadRules(false), "plenum-nomad-server": nomadRules(true),
-		"plenum-shard": shardRules, "plenum-edge": edgeRules, "plenum-admin": adminRules} {
+		"plenum-shard": shardRules, "plenum-edge": edgeRules, "plenum-reader": readerRules, "plenum-admin": adminRules} {
 		if err := ensurePolicy(ctx, c, name, rules); err != nil {
 			return err
 		}
 	}
-	for _, name := range []string{"plenum-shard", "plenum-edge"} {
+	for _, name := range []string{"plenum-shard", "plenum-edge", "plenum-reader"} {
 		r, _, err := c.ACL().RoleReadByName(name, (&api.QueryOptions{}).WithContext(ctx))
 		if err != nil {
 			return err
@@ -335,7 +339,9 @@ func ensurePolicy(ctx context.Context, c *api.Client, name, rules string) error 
 }
 
 // authMethod lets workloads of Nomad log in to Consul: services by their name, tasks of jobs shard-… and edge-… with the
-// rights of their kind, other tasks with none. Every server asks the Nomad beside it for the keys.
+// rights of their kind, those of bridges and of Prometheus with that to read the catalogue, other tasks with none. Tokens
+// have no end of their own: Nomad takes them back with the task, and does not renew them. Every server asks the Nomad
+// beside it for the keys.
 func authMethod(ctx context.Context, c *api.Client, nomadURL, caPEM string) error {
 	w := (&api.WriteOptions{}).WithContext(ctx)
 	config := map[string]any{
@@ -345,7 +351,7 @@ func authMethod(ctx context.Context, c *api.Client, nomadURL, caPEM string) erro
 	if strings.HasPrefix(nomadURL, "https:") {
 		config["JWKSCACert"] = caPEM
 	}
-	m := &api.ACLAuthMethod{Name: workloads, Type: "jwt", DisplayName: "Nomad's workloads", Config: config, TokenLocality: "local", MaxTokenTTL: 24 * time.Hour}
+	m := &api.ACLAuthMethod{Name: workloads, Type: "jwt", DisplayName: "Nomad's workloads", Config: config, TokenLocality: "local"}
 	have, _, err := c.ACL().AuthMethodRead(workloads, (&api.QueryOptions{}).WithContext(ctx))
 	switch {
 	case err != nil && !strings.Contains(err.Error(), "not found") && !strings.Contains(err.Error(), "404"):
@@ -366,6 +372,7 @@ func authMethod(ctx context.Context, c *api.Client, nomadURL, caPEM string) erro
 		{Description: "services", Selector: `"nomad_service" in value`, BindType: api.BindingRuleBindTypeService, BindName: "${value.nomad_service}"},
 		{Description: "shards", Selector: `"nomad_service" not in value and value.nomad_job_id matches "^shard-[a-z0-9-]+$"`, BindType: api.BindingRuleBindTypeRole, BindName: "plenum-shard"},
 		{Description: "edges", Selector: `"nomad_service" not in value and value.nomad_job_id matches "^edge-[a-z0-9-]+$"`, BindType: api.BindingRuleBindTypeRole, BindName: "plenum-edge"},
+		{Description: "readers", Selector: `"nomad_service" not in value and value.nomad_job_id matches "^(bridge-[a-z0-9-]+|prometheus)$"`, BindType: api.BindingRuleBindTypeRole, BindName: "plenum-reader"},
 	} {
 		r.AuthMethod = workloads
 		var old *api.ACLBindingRule
