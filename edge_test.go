@@ -5,14 +5,18 @@ import (
 	"crypto/tls"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -22,6 +26,7 @@ import (
 
 	"plenum/overlay/netlab/stack"
 	"plenum/signaling/client"
+	"plenum/signaling/client/count"
 )
 
 // A portal is an edge of a town: plenum run edge, and the HAProxy that it feeds.
@@ -340,4 +345,104 @@ func TestEdgeBrowser(t *testing.T) {
 	if err := ann.eval("performance.getEntriesByType('navigation')[0].nextHopProtocol", &protocol); err != nil || protocol != "h2" {
 		t.Errorf("the page came by %q, %v", protocol, err)
 	}
+}
+
+// TestEdgeReturns (E44) has everybody's socket close at once, as HAProxy is killed and started again: they come back, each
+// when it likes to within a second and a half as the stock client does, and nobody is turned away or waits.
+func TestEdgeReturns(t *testing.T) {
+	people := 300
+	if fullLength() {
+		people = 5000
+	}
+	w := newTown(t, stack.Consul(t).URL())
+	w.listed("muc-1")
+	w.listed("muc-2")
+	g := w.portal("muc", "--https", "", "--ramp", "1ms")
+	awaitThat(t, "both shards are there", func() bool { return g.edge.metric(`plenum_edge_servers{backend="shards"}`) == 2 })
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	dial := func(i int) (*count.Client, error) {
+		ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+		defer cancel()
+		return count.Dial(ctx, count.Config{URL: "ws" + strings.TrimPrefix(g.url, "http") + "/xmpp-websocket?room=" + fmt.Sprint("room", i/10), Room: fmt.Sprint("room", i/10),
+			Nick: uint32(i%10 + 1), Crowd: 10, NoConference: true, From: &net.TCPAddr{IP: net.IPv4(127, 0, byte(i>>8), byte(i|1))}})
+	}
+	memory := func() (edge, shards float64) {
+		edge = memoryOf(t, g.haproxy.Process.Pid)
+		for _, s := range w.shards {
+			shards += memoryOf(t, s.cmd.Process.Pid)
+		}
+		return edge, shards
+	}
+	edge0, shards0 := memory()
+	sockets := make([]*count.Client, people)
+	var all sync.WaitGroup
+	places := make(chan struct{}, 50)
+	for i := range sockets {
+		all.Go(func() {
+			places <- struct{}{}
+			defer func() { <-places }()
+			c, err := dial(i)
+			if err != nil {
+				t.Errorf("socket %d: %v", i, err)
+				return
+			}
+			sockets[i] = c
+		})
+	}
+	if all.Wait(); t.Failed() {
+		return
+	}
+	edge1, shards1 := memory()
+	t.Logf("%d idle sockets take %.1f kB each of HAProxy and %.1f kB of shards", people, (edge1-edge0)/float64(people), (shards1-shards0)/float64(people))
+
+	times := make([]time.Duration, people)
+	var lost, again atomic.Int64
+	for i, c := range sockets {
+		all.Go(func() {
+			_ = c.Until(ctx, func(count.Counts) bool { return false }) // until it is closed
+			c.Close()
+			lost.Add(1)
+			for {
+				time.Sleep(1500*time.Millisecond + rand.N(1500*time.Millisecond)) // what the stock client does
+				began := time.Now()
+				c, err := dial(i)
+				if err == nil {
+					times[i], sockets[i] = time.Since(began), c
+					return
+				}
+				if again.Add(1); ctx.Err() != nil {
+					t.Errorf("socket %d: %v", i, err)
+					return
+				}
+			}
+		})
+	}
+	began := time.Now()
+	g.kill()
+	g.start()
+	all.Wait()
+	slices.Sort(times)
+	t.Logf("%d sockets were back after %v, of which logging in took %v at the median, %v at p99; %d attempts failed", lost.Load(), time.Since(began), times[people/2], times[people*99/100], again.Load())
+	if lost.Load() != int64(people) || again.Load() > 0 {
+		t.Errorf("%d of %d sockets were lost, %d attempts to come back failed", lost.Load(), people, again.Load())
+	}
+	if p99 := times[people*99/100]; p99 > 10*time.Second {
+		t.Errorf("p99 of logging in is %v", p99)
+	}
+	for _, c := range sockets {
+		if c != nil {
+			c.Close()
+		}
+	}
+}
+
+// memoryOf is the memory of a process in kB.
+func memoryOf(t *testing.T, pid int) float64 {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return float64(statusField(text, "VmRSS:"))
 }
