@@ -11,7 +11,7 @@ TESTFLAGS ?= -shuffle=on -timeout 20m
 servers = $(call need,gcc,gcc libc6-dev); for s in consul vault nomad pebble; do tools/build $$s >/dev/null || exit 1; done
 test check chaos: export PLENUM_NETLAB = 1
 
-.PHONY: help build run test check lint generate bench networks chaos soak lab-hosts clean
+.PHONY: help build run test check lint generate bench networks chaos soak lab lab-hosts clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -55,6 +55,10 @@ chaos: ## cuts, restarts and floods in full length: the recovery times of docs/P
 
 soak: ## an hour of people who come and go: memory, goroutines and sockets stay as they were
 	PLENUM_SOAK=1 $(GO) test -v -count=1 -run TestSoak -timeout 90m .
+
+lab: build ## shards, edges and bridges on three test hosts in two regions, and a room link; LAB_ONCE=1 proves it and ends
+	@$(needs); $(servers)
+	$(GO) run ./overlay/netlab/lab -call -plenum ./plenum
 
 lab-hosts: build ## a cluster on test hosts: a server (SERVERS=3: three), three hosts, two regions; LAB_ONCE=1 proves it and ends
 	@$(needs); $(servers)

@@ -141,6 +141,7 @@ func runBridge(ctx context.Context, p processOptions, o bridgeOptions, m memberO
 	if err != nil {
 		return err
 	}
+	files := newWatch(m.shardsFile)
 	shards, err := m.shards()
 	if err != nil {
 		return err
@@ -185,7 +186,7 @@ func runBridge(ctx context.Context, p processOptions, o bridgeOptions, m memberO
 		}
 		return b.SetShards(shards)
 	}
-	g.Go(func() error { obey(ctx, signals, log, ops.registry, b, reload, stop); return nil })
+	g.Go(func() error { obey(ctx, signals, log, ops.registry, b, files, reload, stop); return nil })
 	g.Go(func() error {
 		<-ctx.Done()
 		defer overdue(log).Stop()

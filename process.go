@@ -12,6 +12,7 @@ import (
 	"net/http/pprof"
 	"os"
 	"os/signal"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -215,8 +216,8 @@ func hear() <-chan os.Signal {
 
 // obey does what signals ask of a part until ctx ends: SIGHUP reloads, SIGUSR1 starts a drain, SIGUSR2
 // takes it back. SIGQUIT is a stop at leisure: a drain, and stop when nothing is left. How far a drain is, is
-// in the metrics.
-func obey(ctx context.Context, signals <-chan os.Signal, log *slog.Logger, reg prometheus.Registerer, p part, reload func() error, stop func()) {
+// in the metrics. Files that have changed are a SIGHUP too: Nomad drops the one for a task that is just starting.
+func obey(ctx context.Context, signals <-chan os.Signal, log *slog.Logger, reg prometheus.Registerer, p part, files *fileWatch, reload func() error, stop func()) {
 	gauge := prometheus.NewGauge(prometheus.GaugeOpts{Name: "plenum_drain_stage", Help: "0: in service, 1: draining, 2: drained."})
 	reg.MustRegister(gauge)
 	stage := drainNone
@@ -226,10 +227,21 @@ func obey(ctx context.Context, signals <-chan os.Signal, log *slog.Logger, reg p
 		log.Warn(says)
 	}
 	cancel := func() {}
-	leaving := false             // stop when drained
+	leaving := false // stop when drained
+	again := func() {
+		if err := reload(); err != nil {
+			log.Error("not reloaded, all is as before", "err", err)
+		}
+	}
+	look := time.NewTicker(watchEvery)
+	defer look.Stop()
 	ended := make(chan error, 1) // of the drain
 	for {
 		select {
+		case <-look.C:
+			if files.changed() {
+				again()
+			}
 		case <-ctx.Done():
 			if cancel(); stage == draining {
 				<-ended
@@ -244,10 +256,9 @@ func obey(ctx context.Context, signals <-chan os.Signal, log *slog.Logger, reg p
 			}
 		case s := <-signals:
 			switch {
-			case s == syscall.SIGHUP && reload != nil:
-				if err := reload(); err != nil {
-					log.Error("not reloaded, all is as before", "err", err)
-				}
+			case s == syscall.SIGHUP:
+				files.changed()
+				again()
 			case s == syscall.SIGQUIT && stage == drained:
 				stop()
 			case s == syscall.SIGUSR1 && stage == drainNone, s == syscall.SIGQUIT && stage != drained:
@@ -268,4 +279,32 @@ func obey(ctx context.Context, signals <-chan os.Signal, log *slog.Logger, reg p
 			}
 		}
 	}
+}
+
+// watchEvery is how often files are looked at.
+const watchEvery = 2 * time.Second
+
+// A fileWatch tells whether files have changed since they were looked at last.
+type fileWatch struct {
+	names []string
+	seen  []string
+}
+
+// newWatch comes before the files are read for the first time. Empty names are none.
+func newWatch(names ...string) *fileWatch {
+	w := &fileWatch{names: slices.DeleteFunc(names, func(n string) bool { return n == "" })}
+	w.changed()
+	return w
+}
+
+func (w *fileWatch) changed() bool {
+	var now []string
+	for _, n := range w.names {
+		if i, err := os.Stat(n); err == nil {
+			now = append(now, fmt.Sprint(n, i.Size(), i.ModTime().UnixNano()))
+		}
+	}
+	changed := !slices.Equal(now, w.seen)
+	w.seen = now
+	return changed
 }

@@ -243,6 +243,7 @@ func runSignaling(ctx context.Context, p processOptions, o shardOptions, k clust
 	config.Metrics, config.Log = ops.registry, log
 
 	shards := handover.NewShards(k.shard)
+	files := newWatch(k.shardsFile, k.accountsFile)
 	list := func() error {
 		if k.shardsFile == "" {
 			return nil
@@ -328,7 +329,7 @@ func runSignaling(ctx context.Context, p processOptions, o shardOptions, k clust
 		g.Go(func() error { return owner.Run(owning) })
 	}
 	g.Go(func() error { return ops.serve(shard.DebugHandler()) })
-	g.Go(func() error { obey(ctx, signals, log, ops.registry, shard, reload, stop); return nil })
+	g.Go(func() error { obey(ctx, signals, log, ops.registry, shard, files, reload, stop); return nil })
 	g.Go(func() error {
 		<-ctx.Done()
 		defer overdue(log).Stop()

@@ -189,6 +189,8 @@ job "bridge" {
       kill_signal  = "SIGQUIT" # drain, then end
       kill_timeout = var.deadline
 
+      consul {} # the list of shards comes from its catalogue
+
       config {
         command = var.plenum
         args = concat([

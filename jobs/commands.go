@@ -87,6 +87,13 @@ func (c *command) add(use, short, long string, spec func(ctx context.Context, cl
 			return err
 		}
 		s, err := spec(ctx, cluster, args[0], domain)
+		for errors.Is(err, ErrNotYet) && ctx.Err() == nil {
+			select {
+			case <-ctx.Done():
+			case <-time.After(250 * time.Millisecond):
+				s, err = spec(ctx, cluster, args[0], domain)
+			}
+		}
 		if err != nil {
 			return err
 		}

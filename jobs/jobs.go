@@ -46,6 +46,9 @@ const (
 // ErrName is returned for names that are none.
 var ErrName = errors.New("want a-z, 0-9 and inner hyphens, at most 40 of them")
 
+// ErrNotYet is returned for hosts that have just joined.
+var ErrNotYet = errors.New("Nomad does not run there yet; try again in some seconds")
+
 var validName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$`)
 
 // A Spec is a job file with its variables.
@@ -158,7 +161,7 @@ func (c *Cluster) nodes(ctx context.Context, role, region string) ([]string, err
 	case len(all) > 0:
 		return all, nil
 	case len(waiting) > 0:
-		return nil, fmt.Errorf("%s: Nomad does not run there yet; try again in some seconds", strings.Join(waiting, ", "))
+		return nil, fmt.Errorf("%s: %w", strings.Join(waiting, ", "), ErrNotYet)
 	}
 	return nil, fmt.Errorf("no host in %s has the role %s: plenum token create --region %s --roles %s, and join one", region, role, region, role)
 }
@@ -196,7 +199,7 @@ func (c *Cluster) BridgeSpec(ctx context.Context, host, domain string) (Spec, er
 	case !slices.Contains(hosts[i].Roles, Bridge):
 		return Spec{}, fmt.Errorf("%s has not the role bridge, but %s", host, strings.Join(hosts[i].Roles, ", "))
 	case hosts[i].Node == "":
-		return Spec{}, fmt.Errorf("Nomad does not run on %s yet; try again in some seconds", host)
+		return Spec{}, fmt.Errorf("%s: %w", host, ErrNotYet)
 	}
 	return Spec{Kind: Bridge, Name: host, Vars: map[string]any{"host": host, "node": hosts[i].Node, "region": hosts[i].Region, "domain": domain,
 		"plenum": c.binary()}}, nil

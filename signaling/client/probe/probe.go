@@ -19,13 +19,14 @@ func name() string {
 	return "probe-" + hex.EncodeToString(b[:])
 }
 
-// Shard has two participants talk in a room of their own by way of a shard's URL, and of whatever bridge it has.
-// domain is the XMPP domain. It returns nil when each has heard the other.
-func Shard(ctx context.Context, url, domain string) error {
+// Shard has two participants talk in a room of their own by way of the URL of a shard or an edge, and of whatever
+// bridge it has; each by its own if there are two URLs. domain is the XMPP domain. It returns nil when each has heard the
+// other.
+func Shard(ctx context.Context, domain string, urls ...string) error {
 	room := name()
 	var all []*client.Participant
-	for range 2 {
-		p, err := client.Join(ctx, client.Config{URL: url, Room: room, Domain: domain, Name: "probe", Rewriting: true, Send: client.Media{Audio: true}})
+	for i := range 2 {
+		p, err := client.Join(ctx, client.Config{URL: urls[i%len(urls)], Room: room, Domain: domain, Name: "probe", Rewriting: true, Send: client.Media{Audio: true}})
 		if err != nil {
 			return fmt.Errorf("join: %w", err)
 		}
