@@ -398,6 +398,9 @@ func TestPrometheusJob(t *testing.T) {
 		`alertmanagers=["127.0.0.1:9"]`, "disk=300", "driver=raw_exec", "user=root")
 	task := job.TaskGroups[0].Tasks[0]
 	task.Consul, task.Identities = nil, nil
+	if answer, _, err := nomadOf(t, server).Jobs().Validate(parse(t, "grafana.nomad.hcl", `nodes=["a"]`), nil); err != nil || answer.Error != "" {
+		t.Errorf("Nomad refuses Grafana's job: %+v, %v", answer, err) // Grafana itself is not here
+	}
 	run(t, server, job)
 	var own string
 	within(t, time.Minute, func() string {
