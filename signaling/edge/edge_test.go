@@ -53,7 +53,7 @@ func leaks(t *testing.T) {
 	})
 }
 
-func freeAddr(t *testing.T) string {
+func freeAddr(t testing.TB) string {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -62,13 +62,13 @@ func freeAddr(t *testing.T) string {
 	return l.Addr().String()
 }
 
-func start(t *testing.T, cfg Config) *stand {
+func start(t testing.TB, cfg Config) *stand {
 	t.Helper()
 	return startFew(t, cfg, 4096)
 }
 
 // startFew starts a HAProxy that may open so many files.
-func startFew(t *testing.T, cfg Config, files int) *stand {
+func startFew(t testing.TB, cfg Config, files int) *stand {
 	t.Helper()
 	if cfg.Proxy.HTTP == "" {
 		cfg.Proxy.HTTP, cfg.Proxy.Answer = freeAddr(t), "127.0.0.1:1"
@@ -142,7 +142,7 @@ func shardAt(t *testing.T, name string) (Shard, *atomic.Int64) {
 var direct = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 5 * time.Second,
 	CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 
-func get(t *testing.T, url string) (int, string) {
+func get(t testing.TB, url string) (int, string) {
 	t.Helper()
 	res, err := direct.Get(url)
 	if err != nil {
@@ -154,7 +154,7 @@ func get(t *testing.T, url string) (int, string) {
 }
 
 // until asks until the answer is as wanted.
-func until(t *testing.T, what string, ok func() bool) {
+func until(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		if ok() {

@@ -12,6 +12,9 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"os"
+	"os/exec"
+	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -162,7 +165,7 @@ func TestFlap(t *testing.T) {
 }
 
 // wild is a shard that answers what it was asked.
-func wild(t *testing.T, name string) (Shard, func(header string) string) {
+func wild(t testing.TB, name string) (Shard, func(header string) string) {
 	var last atomic.Pointer[http.Request]
 	h := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		if r.URL.Path != "/about/health" {
@@ -399,7 +402,7 @@ func TestFull(t *testing.T) {
 }
 
 // ticks is the processor time of a process, in hundredths of a second.
-func ticks(t *testing.T, pid int) (n int64) {
+func ticks(t testing.TB, pid int) (n int64) {
 	t.Helper()
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -433,4 +436,71 @@ func TestEmpty(t *testing.T) {
 	if err != nil || !bytes.Contains(config, []byte("server muc-1 "+shard.Addr)) {
 		t.Errorf("HAProxy would start without the shard: %v", err)
 	}
+}
+
+// BenchmarkPlaces compares requests for which HAProxy asks this process with requests for which it does not.
+func BenchmarkPlaces(b *testing.B) {
+	s := start(b, Config{Proxy: Proxy{Sockets: 1 << 30}})
+	shard, _ := wild(b, "muc-1")
+	s.views <- View{Shards: []Shard{shard}}
+	until(b, "the shard serves", func() bool { code, _ := get(b, s.url+"/a"); return code == 200 })
+	// A second HAProxy with the same configuration that asks nobody.
+	text, err := os.ReadFile(s.edge.cfg.Proxy.Path(fileConfig))
+	if err != nil {
+		b.Fatal(err)
+	}
+	plain := freeAddr(b)
+	config := strings.NewReplacer(strings.TrimPrefix(s.url, "http://"), plain, fileAdmin, "other.sock").Replace(string(text))
+	config = regexp.MustCompile(`(?m)^.*(spoe|set-var\(txn.path\)|set-var\(txn.query\)).*$`).ReplaceAllString(config, "")
+	file := s.edge.cfg.Proxy.Path("plain.cfg")
+	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
+		b.Fatal(err)
+	}
+	other := exec.Command("haproxy", "-db", "-f", file)
+	if err := other.Start(); err != nil {
+		b.Fatal(err)
+	}
+	defer func() { _ = other.Process.Kill(); _ = other.Wait() }()
+	until(b, "the other serves", func() bool { code, _ := get(b, "http://"+plain+"/a"); return code == 200 })
+
+	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 16}}
+	defer client.CloseIdleConnections()
+	round := func(url string, parallel, n int) (median time.Duration, rate float64) {
+		var all sync.WaitGroup
+		times := make([]time.Duration, parallel*n)
+		began := time.Now()
+		for w := range parallel {
+			all.Go(func() {
+				for i := range n {
+					began := time.Now()
+					res, err := client.Get(fmt.Sprint(url, "/xmpp-websocket?room=r", i))
+					if err != nil {
+						b.Error(err)
+						return
+					}
+					_, _ = io.Copy(io.Discard, res.Body)
+					res.Body.Close()
+					times[w*n+i] = time.Since(began)
+				}
+			})
+		}
+		all.Wait()
+		took := time.Since(began)
+		slices.Sort(times)
+		return times[len(times)/2], float64(len(times)) / took.Seconds()
+	}
+	var added, ratio []float64
+	for b.Loop() {
+		with, _ := round(s.url, 1, 300)
+		without, _ := round("http://"+plain, 1, 300)
+		_, busy := round(s.url, 16, 100)
+		_, free := round("http://"+plain, 16, 100)
+		added, ratio = append(added, float64(with-without)/1000), append(ratio, busy/free)
+	}
+	slices.Sort(added)
+	slices.Sort(ratio)
+	b.ReportMetric(added[len(added)/2], "µs-added")
+	b.ReportMetric(ratio[len(ratio)/2], "rate-ratio")
+	_, rate := round(s.url, 16, 100)
+	b.ReportMetric(rate, "requests/s")
 }
