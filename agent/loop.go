@@ -33,6 +33,8 @@ type Options struct {
 	Release string
 	// Log is where it says what it does.
 	Log *slog.Logger
+	// Now is the host's clock as it is compared with the cluster's. Default time.Now.
+	Now func() time.Time
 }
 
 // Flags registers the options that the command line may set.
@@ -84,6 +86,8 @@ type loop struct {
 	notBefore time.Time // the next try to renew
 	renewErr  error     // of the last one
 	estranged estranged
+	clockNext time.Time // the next look at others' clocks
+	clockErr  error     // of the last one
 }
 
 // keep observes, plans and applies.
@@ -157,7 +161,7 @@ func (l *loop) look(ctx context.Context) error {
 	a := w.answer
 	l.answer.Store(&a)
 	l.metrics.certificate.Set(time.Until(a.CertificateTo).Seconds())
-	return errors.Join(err, renewErr)
+	return errors.Join(err, renewErr, l.clock(ctx))
 }
 
 // gossip keeps this host's gossip key the cluster's.
@@ -233,6 +237,7 @@ type metrics struct {
 	failures    prometheus.Counter
 	renewals    *prometheus.CounterVec
 	certificate prometheus.Gauge
+	clock       prometheus.Gauge
 }
 
 func newMetrics() *metrics {
@@ -242,8 +247,9 @@ func newMetrics() *metrics {
 		renewals: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "plenum_agent_renewals_total", Help: "Renewals of certificates and tokens, by result."}, []string{"result"}),
 		certificate: prometheus.NewGauge(prometheus.GaugeOpts{Name: "plenum_agent_certificate_seconds",
 			Help: "Seconds that are left of this host's certificate; below zero when it has expired."}),
+		clock: prometheus.NewGauge(prometheus.GaugeOpts{Name: "plenum_agent_clock_offset_seconds", Help: "This host's clock less the cluster's, by the join service that answered last."}),
 	}
-	m.registry.MustRegister(m.steps, m.failures, m.renewals, m.certificate)
+	m.registry.MustRegister(m.steps, m.failures, m.renewals, m.certificate, m.clock)
 	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "plenum_agent_resident_bytes", Help: "Memory of this process."}, resident))
 	return m
 }

@@ -157,6 +157,7 @@ const (
 	ReasonSignature = "bad-signature"
 	ReasonClock     = "clock"
 	ReasonRegion    = "region"
+	ReasonAddress   = "address"   // callers would not find the host where it says
 	ReasonSealed    = "sealed"    // Vault is, so nothing is signed now: try again
 	ReasonNoQuorum  = "no-quorum" // Consul has no leader: try again
 )

@@ -35,6 +35,9 @@ func (s *Service) enrol(ctx context.Context, q Request, e *Event) (any, error) {
 	if err := s.notRevoked(ctx, st, q, e); err != nil {
 		return nil, err
 	}
+	if err := reachable(q, e.From); err != nil {
+		return nil, err
+	}
 	token, err := s.redeem(ctx, st, q, e)
 	if err != nil {
 		return nil, err
@@ -53,6 +56,27 @@ func (s *Service) enrol(ctx context.Context, q Request, e *Event) (any, error) {
 		return nil, err
 	}
 	return s.issue(ctx, st, c, h, q, e, true)
+}
+
+// reachable refuses a host to which callers send media if it comes from an address that it does not know of: behind
+// NAT nobody finds it, unless its donor forwards a port and says so.
+func reachable(q Request, from string) error {
+	seen, err := netip.ParseAddr(from)
+	if err != nil || seen.IsLoopback() || !slices.ContainsFunc(q.Roles, func(r string) bool { return r == RoleBridge || r == RoleEdge }) {
+		return nil
+	}
+	seen = seen.Unmap().WithZone("")
+	if slices.Contains(q.Facts.Public, seen) || slices.ContainsFunc(q.Facts.Underlay, func(a netip.AddrPort) bool { return a.Addr().Unmap() == seen }) {
+		return nil
+	}
+	said := []string{}
+	for _, a := range q.Facts.Public {
+		said = append(said, a.String())
+	}
+	for _, a := range q.Facts.Underlay {
+		said = append(said, a.Addr().String())
+	}
+	return Refusal{ReasonAddress, fmt.Sprintf("this host is seen from outside as %s, and says it is found at %v: callers would not reach it. Forward UDP 10000 (an edge: TCP 443 and 80) to it and join with --public %s, or give it other roles", seen, said, seen)}
 }
 
 // store is Consul as the service may use it.
@@ -172,7 +196,10 @@ func (s *Service) renew(ctx context.Context, q Request, e *Event) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	e.Admin = h.Admin
+	e.Admin, q.Roles = h.Admin, h.Roles
+	if err := reachable(q, e.From); err != nil && q.Facts.Arch != "" { // a host that moved behind a NAT is a member all the same
+		e.Alarm, e.Text = true, strings.TrimSpace(e.Text+" "+err.Error())
+	}
 	return s.issue(ctx, st, c, h, q, e, slices.Contains(q.Fresh, "nomad"))
 }
 

@@ -62,6 +62,7 @@ func TestJoin(t *testing.T) {
 	t.Run("enrol", l.enrolled)
 	t.Run("token", l.tokenAttacks)
 	t.Run("clock", l.clocks)
+	t.Run("nat", l.nat)
 	t.Run("name", l.names)
 	t.Run("renew", l.renewed)
 	t.Run("leave", l.left)
@@ -264,6 +265,45 @@ func (l *lab) clocks(t *testing.T) {
 	q.Token, q.Region, q.Roles, q.Time = token.Secret, token.Region, token.Roles, time.Now().Add(-25*time.Hour)
 	_, err := l.service.enrol(t.Context(), q, &Event{})
 	wantRefusal(t, "service", ReasonClock, err)
+	// A member whose clock goes wrong keeps its certificates, and an admin hears of it.
+	ok := l.client(k)
+	if _, err := ok.Enrol(t.Context(), token, request("b5", k)); err != nil {
+		t.Fatal(err)
+	}
+	ok.Now = func() time.Time { return time.Now().Add(25 * time.Hour) }
+	if _, err := ok.Renew(t.Context(), request("b5", k)); err != nil {
+		t.Errorf("renewal with a wrong clock: %v", err)
+	}
+	if lines := l.audited(func(e Event) bool {
+		return e.What == "renew" && e.Host == "b5" && e.Alarm && strings.Contains(e.Text, "25h")
+	}); len(lines) != 1 {
+		t.Errorf("audit: %+v", lines)
+	}
+}
+
+// nat has hosts come from an address that they do not know of.
+func (l *lab) nat(t *testing.T) {
+	enrol := func(name, from string, public []netip.Addr, roles ...string) error {
+		k, token := newKeys(t), l.token("ber", roles...)
+		q := request(name, k)
+		q.Token, q.Region, q.Roles, q.Time = token.Secret, token.Region, token.Roles, time.Now()
+		q.CSR, _ = CSR(k.tls)
+		q.Facts.Underlay, q.Facts.Public = []netip.AddrPort{netip.MustParseAddrPort("192.168.1.7:51820")}, public
+		_, err := l.service.enrol(t.Context(), q, &Event{From: from})
+		return err
+	}
+	outside := []netip.Addr{netip.MustParseAddr("198.51.100.9")}
+	wantRefusal(t, "a bridge behind NAT", ReasonAddress, enrol("n1", "198.51.100.9", nil, RoleBridge))
+	if err := enrol("n1", "198.51.100.9", nil, RoleBridge); err == nil || !strings.Contains(err.Error(), "--public 198.51.100.9") {
+		t.Errorf("the refusal does not say what to do: %v", err)
+	}
+	wantRefusal(t, "an edge elsewhere than it says", ReasonAddress, enrol("n2", "198.51.100.10", outside, RoleEdge))
+	for name, err := range map[string]error{"forwarded": enrol("n3", "198.51.100.9", outside, RoleBridge), "a shard": enrol("n4", "198.51.100.9", nil, RoleShard),
+		"its own address": enrol("n5", "192.168.1.7", nil, RoleBridge)} {
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 }
 
 func (l *lab) names(t *testing.T) {

@@ -61,6 +61,7 @@ type member struct {
 	*netlab.Host
 	name, region, roles, root string
 	server                    bool
+	public                    string // where callers find it, if it stands behind a NAT
 }
 
 // A cluster is all of them.
@@ -137,7 +138,11 @@ func (c *cluster) run(binary string) error {
 			}
 			join := func() {
 				begin := time.Now()
-				errs[i] = c.plenum(m, "join", token, "--host", m.name, "--binaries", c.binaries)
+				args := []string{"join", token, "--host", m.name, "--binaries", c.binaries}
+				if m.public != "" {
+					args = append(args, "--public", m.public)
+				}
+				errs[i] = c.plenum(m, args...)
 				c.mu.Lock()
 				slowest = max(slowest, time.Since(begin))
 				c.mu.Unlock()
@@ -249,6 +254,9 @@ func (c *cluster) build() {
 	add(wan, "ber-1", "ber", "edge,shard")
 	add(wan, "muc-1", "muc", "shard,bridge")
 	add(home.Inside, "muc-2", "muc", "bridge")
+	behind := c.members[len(c.members)-1]
+	home.Forward("udp", 10000, behind.Host, 10000) // as its donor has to
+	behind.public = home.Addr().String()
 }
 
 // others are the hosts that join.
