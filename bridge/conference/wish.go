@@ -15,9 +15,12 @@ func (c *Conference) changed(now time.Time) {
 	c.reallocate(now)
 }
 
-// maxRound is how many receivers are looked at in one go; the rest follows with the next Flush or Tick, so that
-// packets do not wait for hundreds of receivers.
-const maxRound = 64
+// maxRound is how many receivers are looked at in one go, and roundWork how many pairs of receiver and source, which is a
+// millisecond or two; the rest follows with the next Flush or Tick, so that packets do not wait for hundreds of receivers.
+const (
+	maxRound  = 64
+	roundWork = 8192
+)
 
 // reallocate does allocation for everybody, a part of the receivers at a time, and not more often than the
 // conference's size allows.
@@ -30,7 +33,7 @@ func (c *Conference) reallocate(now time.Time) {
 		c.stale, c.next = false, 0
 		c.allocatedAt, c.nextAll = now, now.Add(5*time.Second)
 	}
-	end := min(c.next+maxRound, len(c.order))
+	end := min(c.next+min(maxRound, max(roundWork/(len(c.scratch.sources)+1), 8)), len(c.order))
 	c.allocate(c.order[c.next:end], now)
 	if c.next = end; end == len(c.order) {
 		c.next = 0
@@ -86,11 +89,8 @@ func (c *Conference) allocate(receivers []*Endpoint, now time.Time) {
 	all := c.scratch.sources[:0]
 	for _, e := range c.speechOrder() {
 		for _, src := range e.sources {
-			if src.kind == Video {
-				all = append(all, allocate.Source{
-					Name: src.name, Owner: string(e.id), Desktop: src.desktop,
-					Enabled: src.enabled && !e.muted[Video], Layers: src.choices(now),
-				})
+			if src.kind == Video && src.enabled && !e.muted[Video] {
+				all = append(all, allocate.Source{Name: src.name, Owner: string(e.id), Desktop: src.desktop, Enabled: true, Layers: src.choices(now)})
 			}
 		}
 	}
