@@ -67,6 +67,8 @@ func TestCluster(t *testing.T) {
 	// Packets flow on both planes while agents die and certificates are renewed.
 	flows := []*flow{c.flow(b, "10.86.0.3"), c.flow(d, "10.87.0.2")}
 	before := srv.report().host("d").Certificate
+	spoilt := filepath.Join(b.root, tlsDir, "cert.pem") // as by a disk
+	check(t, os.WriteFile(spoilt, []byte("-----BEGIN CERTIFICATE-----\nno"), 0o600))
 	for i := range agentKills() {
 		pid := b.agentPID()
 		check(t, kill(b, pid))
@@ -92,6 +94,9 @@ func TestCluster(t *testing.T) {
 			t.Logf("0 of %d packets lost", sent)
 		}
 	}
+	if text, err := os.ReadFile(spoilt); err != nil || !strings.Contains(string(text), "END CERTIFICATE") {
+		t.Errorf("a spoilt certificate stays: %q, %v", text, err)
+	}
 	for name, status := range c.nodes() {
 		if status != "ready" {
 			t.Errorf("node %s is %s after the kills", name, status)
@@ -109,6 +114,8 @@ func TestCluster(t *testing.T) {
 		x.reboot()
 	}
 	t.Logf("whole again %s after all hosts lost power", c.whole(3*time.Minute, srv, b, d).Round(100*time.Millisecond))
+
+	c.outage(srv, b)
 
 	// A host that is revoked is nobody's peer at once.
 	start = time.Now()
@@ -166,6 +173,36 @@ func TestCluster(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// outage takes the only server away for a while (E24): others tell what they knew and how old it is, and when it comes
+// back nobody was taken out of the catalog.
+func (c *cluster) outage(srv, b *box) {
+	c.t.Helper()
+	srv.KillAll()
+	c.eventually(time.Minute, func() error {
+		r := b.report()
+		if r.Stale == "" || len(r.Hosts) != len(c.boxes)-1 || time.Since(r.Seen) <= 0 { // e is none
+			return fmt.Errorf("without servers b says %+v", r)
+		}
+		return nil
+	})
+	srv.reboot()
+	c.t.Logf("the catalog answers %s after the servers are back", c.eventually(2*time.Minute, func() error {
+		r := b.report()
+		if r.Stale != "" || len(r.Hosts) == 0 {
+			return errors.New(r.Stale)
+		}
+		for _, h := range r.Hosts {
+			if h.State == "not registered" {
+				c.t.Fatalf("%s was taken out of the catalog", h.Host)
+			}
+			if h.State == "unknown" {
+				return fmt.Errorf("%s is unknown", h.Host)
+			}
+		}
+		return nil
+	}).Round(100*time.Millisecond))
 }
 
 // TestInitKilled kills init at each place where it may be killed. It takes minutes: PLENUM_CHAOS=1.

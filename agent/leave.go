@@ -65,7 +65,7 @@ func (c *Command) Leave(ctx context.Context, force bool) error {
 func (w *work) drain(ctx context.Context, client *join.Client, r join.Request) error {
 	w.hand.say("drain: tasks move to other hosts, or end by themselves")
 	said, last := time.Time{}, -1
-	for {
+	for wait := time.Second / 2; ; wait = min(wait*3/2, 30*time.Second) {
 		l, err := client.Retire(ctx, r)
 		switch {
 		case errors.Is(err, join.Refusal{Reason: join.ReasonUnknown}), errors.Is(err, join.Refusal{Reason: join.ReasonRevoked}):
@@ -82,7 +82,7 @@ func (w *work) drain(ctx context.Context, client *join.Client, r join.Request) e
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("this host takes no new tasks; plenum leave goes on, nomad node drain -disable %s takes it back: %w", l.Node, context.Cause(ctx))
-		case <-time.After(time.Second):
+		case <-time.After(wait):
 		}
 	}
 }

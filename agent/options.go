@@ -31,6 +31,8 @@ type Command struct {
 	JSON     bool      // -o json
 	Out      io.Writer // for people
 	Release  string    // of this binary
+
+	live bool // Out is a terminal that is drawn again and again
 }
 
 func (c *Command) say(format string, args ...any) { fmt.Fprintf(c.Out, format+"\n", args...) }

@@ -1,11 +1,13 @@
 package agent
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/ed25519"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"slices"
 	"strings"
@@ -14,7 +16,9 @@ import (
 
 	consul "github.com/hashicorp/consul/api"
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
+	"plenum/agent/join"
 	"plenum/overlay"
 	"plenum/overlay/roster"
 )
@@ -27,6 +31,7 @@ type Report struct {
 	Hosts    []HostReport     `json:"hosts"`
 	Matrix   []overlay.Status `json:"matrix"`
 	Problems []string         `json:"problems,omitempty"`
+	Events   []join.Event     `json:"events,omitempty"` // on server hosts: the last that its join service noted, oldest first
 }
 
 // A HostReport is one host.
@@ -50,6 +55,9 @@ func statusCommand(release string) *cobra.Command {
 	c.common(cmd, false)
 	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "again every two seconds")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if watch {
+			c.live = terminal(c.Out) && !c.JSON
+		}
 		for {
 			if err := c.Status(cmd.Context()); err != nil || !watch {
 				return err
@@ -78,17 +86,58 @@ func (c *Command) Status(ctx context.Context) error {
 		_, err := c.Out.Write(append(marshal(r), '\n'))
 		return err
 	}
+	if !c.live {
+		return c.print(r)
+	}
+	screen := *c // drawn whole and written at once, so that nothing flickers
+	var b bytes.Buffer
+	screen.Out = &b
+	if err := screen.print(r); err != nil {
+		return err
+	}
+	_, err = io.WriteString(c.Out, home+strings.ReplaceAll(b.String(), "\n", restOfLine+"\n")+restOfScreen)
+	return err
+}
+
+// What a terminal understands (ECMA-48).
+const (
+	home         = "\x1b[H"
+	restOfLine   = "\x1b[K"
+	restOfScreen = "\x1b[J"
+)
+
+// terminal reports whether a person looks at w.
+func terminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err == nil
+}
+
+// paint gives a word a colour where people see it. All colours are equally long, so that columns stay straight.
+func (c *Command) paint(state string) string {
+	if !c.live || os.Getenv("NO_COLOR") != "" {
+		return state
+	}
+	colour := map[string]string{"up": "32", "silent": "31", "not registered": "31", "revoked": "33"}
+	return "\x1b[" + cmp.Or(colour[state], "39") + "m" + state + "\x1b[0m"
+}
+
+// print writes a report for people.
+func (c *Command) print(r Report) error {
 	if r.Stale != "" {
 		c.say("as of %s ago: %s", time.Since(r.Seen).Round(time.Second), r.Stale)
 	}
 	t := tabwriter.NewWriter(c.Out, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(t, "HOST\tREGION\tROLES\tSTATE\tRELEASE\tCONTROL\tMEDIA\tCERTIFICATE\tREACHES")
+	fmt.Fprintf(t, "HOST\tREGION\tROLES\t%s\tRELEASE\tCONTROL\tMEDIA\tCERTIFICATE\tREACHES\n", c.paint("STATE"))
 	for _, h := range r.Hosts {
 		days := "-"
 		if !h.Certificate.IsZero() {
 			days = fmt.Sprintf("%.1f days", time.Until(h.Certificate).Hours()/24)
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d/%d\n", h.Host, h.Region, strings.Join(h.Roles, ","), h.State, cmp.Or(h.Release, "-"), h.Control, h.Media, days, h.Reaches, h.Peers)
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d/%d\n", h.Host, h.Region, strings.Join(h.Roles, ","), c.paint(h.State), cmp.Or(h.Release, "-"), h.Control, h.Media, days, h.Reaches, h.Peers)
 	}
 	if err := t.Flush(); err != nil {
 		return err
@@ -99,6 +148,16 @@ func (c *Command) Status(ctx context.Context) error {
 	}
 	for _, p := range r.Problems {
 		c.say("problem: %s", p)
+	}
+	if len(r.Events) > 0 {
+		c.say("\nlast events")
+	}
+	for _, e := range r.Events {
+		alarm := ""
+		if e.Alarm {
+			alarm = "ALARM "
+		}
+		c.say("  %s  %s%s %s %s", when(e.Time), alarm, e.What, e.Host, strings.TrimSpace(e.Admin+" "+e.Reason+" "+e.Text))
 	}
 	return nil
 }
@@ -141,6 +200,11 @@ func (w *work) report(ctx context.Context) Report {
 	var err error
 	if r.Matrix, err = overlay.Matrix(ctx, w.host.Root()); err != nil {
 		r.Problems = append(r.Problems, "the networks' process does not answer: "+err.Error())
+	}
+	if w.is(join.RoleServer) {
+		if r.Events, err = join.Events(w.host.Path(joinDir), 8); err != nil {
+			r.Problems = append(r.Problems, err.Error())
+		}
 	}
 	records, err := w.records(ctx)
 	if err != nil {

@@ -2,6 +2,7 @@ package host
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"fmt"
 	"net"
@@ -27,6 +28,14 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 		os.Exit(0)
+	}
+	if len(os.Args) > 2 && os.Args[1] == "write-for-ever" {
+		h, err := Open(os.Args[2])
+		for i := 0; err == nil; i++ {
+			err = h.Write("file", bytes.Repeat([]byte{'a' + byte(i%2)}, 1<<20), 0o600)
+		}
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
 	}
 	goleak.VerifyTestMain(m)
 }
@@ -232,4 +241,30 @@ func TestWrite(t *testing.T) {
 			t.Errorf("%v, %v; want %v", s.Mode(), err, mode)
 		}
 	}
+}
+
+// Whoever is killed while it writes leaves the old file or the new one, and nothing in between.
+func TestKilledWhileWriting(t *testing.T) {
+	h := open(t)
+	seen := map[byte]int{}
+	for i := range 20 {
+		cmd := exec.Command(os.Args[0], "write-for-ever", h.Root())
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		before, _ := os.Stat(h.Path("file"))
+		until(t, "it writes", func() bool {
+			now, err := os.Stat(h.Path("file"))
+			return err == nil && (before == nil || !os.SameFile(now, before))
+		})
+		time.Sleep(time.Duration(i) * 731 * time.Microsecond) // killed at another place each time
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		b, err := h.Read("file")
+		if err != nil || len(b) != 1<<20 || !bytes.Equal(b, bytes.Repeat(b[:1], len(b))) {
+			t.Fatalf("%d bytes, %v", len(b), err)
+		}
+		seen[b[0]]++
+	}
+	t.Logf("left behind: %v", seen)
 }

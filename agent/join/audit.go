@@ -1,9 +1,13 @@
 package join
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -36,9 +40,16 @@ func openAudit(path string, log *slog.Logger) (*audit, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, err
 	}
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, err
+	}
+	// A line that lost power half written ends here, and spoils no other.
+	var last [1]byte
+	if s, err := f.Stat(); err == nil && s.Size() > 0 {
+		if _, err := f.ReadAt(last[:], s.Size()-1); err == nil && last[0] != '\n' {
+			_, _ = f.WriteString("\n")
+		}
 	}
 	return &audit{log: log, file: f}, nil
 }
@@ -68,3 +79,33 @@ func (a *audit) write(e Event) error {
 }
 
 func (a *audit) close() error { return a.file.Close() }
+
+const auditFile = "audit.jsonl"
+
+// Events are the last n lines, at most, of the audit file in a service's folder, oldest first. Lines that were torn are
+// left out, and those older than the last 64 KiB.
+func Events(dir string, n int) (all []Event, err error) {
+	f, err := os.Open(filepath.Join(dir, auditFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	s, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	b, err := io.ReadAll(io.NewSectionReader(f, max(0, s.Size()-64<<10), 64<<10))
+	if err != nil {
+		return nil, err
+	}
+	for line := range bytes.Lines(b) {
+		var e Event
+		if json.Unmarshal(line, &e) == nil {
+			all = append(all, e)
+		}
+	}
+	return all[max(0, len(all)-n):], nil
+}

@@ -91,7 +91,7 @@ func New(cfg Config) (*Service, error) {
 	if cfg.Vault == nil || cfg.Consul == "" || cfg.Nomad == "" || cfg.Dir == "" {
 		return nil, errors.New("join: the service needs Vault, Consul, Nomad and a folder")
 	}
-	a, err := openAudit(filepath.Join(cfg.Dir, "audit.jsonl"), cfg.Log)
+	a, err := openAudit(filepath.Join(cfg.Dir, auditFile), cfg.Log)
 	if err != nil {
 		return nil, err
 	}
