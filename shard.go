@@ -139,6 +139,8 @@ type clusterOptions struct {
 	roomKey       string
 	state         string
 	address       string
+	turnServers   []string
+	turnSecret    string
 }
 
 var clusterSettings = []setting{
@@ -146,6 +148,7 @@ var clusterSettings = []setting{
 	{"accounts-file", "signaling", "accounts_file"}, {"edge", "signaling", "edges"}, {"consul", "signaling", "consul"}, {"consul-server", "signaling", "consul_servers"},
 	{"lease", "signaling", "lease"}, {"room-key", "signaling", "room_key"}, {"state", "signaling", "state"},
 	{"handover", "signaling", "handover"}, {"metrics", "signaling", "metrics"},
+	{"turn-server", "signaling", "turn_servers"}, {"turn-secret", "signaling", "turn_secret"},
 }
 
 func (o *clusterOptions) flags(f *pflag.FlagSet) {
@@ -160,6 +163,8 @@ func (o *clusterOptions) flags(f *pflag.FlagSet) {
 	f.DurationVar(&o.lease, "lease", 5*time.Second, "how long this shard owns its rooms without hearing from Consul")
 	f.StringVar(&o.roomKey, "room-key", "", "`SECRET` of the cluster, under which Consul's keys hide room names")
 	f.StringVar(&o.state, "state", "", "`FILE` that lets a shard that was restarted keep its rooms")
+	f.StringArrayVar(&o.turnServers, "turn-server", nil, "`ADDR:PORT` of a TURN server that clients are told of; repeatable")
+	f.StringVar(&o.turnSecret, "turn-secret", "", "`SECRET` from which TURN servers' users are made")
 	f.StringVar(&o.address, "handover", "", "`ADDR` where other shards reach --http (default: the same)")
 }
 
@@ -172,6 +177,14 @@ func (o *clusterOptions) check() error {
 			return errors.New("--consul needs --room-key SECRET: the same for all shards of the cluster")
 		}
 	}
+	for _, server := range o.turnServers {
+		if err := checkAddress(server); err != nil {
+			return fmt.Errorf("--turn-server %s: want ADDR:PORT, for example turn.meet.example:3478: %w", server, err)
+		}
+	}
+	if len(o.turnServers) > 0 && o.turnSecret == "" {
+		return errors.New("--turn-server needs --turn-secret SECRET: the one of the servers")
+	}
 	for _, e := range o.edges {
 		if _, err := netip.ParsePrefix(e); err != nil {
 			if _, err := netip.ParseAddr(e); err != nil {
@@ -180,6 +193,17 @@ func (o *clusterOptions) check() error {
 		}
 	}
 	return checkAddresses(address{"handover", o.address, "10.77.0.3:8000", true})
+}
+
+// services are the TURN servers, each by UDP and by TCP.
+func (o *clusterOptions) services() (all []signaling.Service) {
+	for _, server := range o.turnServers {
+		host, port, _ := net.SplitHostPort(server)
+		for _, transport := range []string{"udp", "tcp"} {
+			all = append(all, signaling.Service{Type: "turn", Host: host, Port: port, Transport: transport, Secret: o.turnSecret})
+		}
+	}
+	return all
 }
 
 func (o *clusterOptions) prefixes() (all []netip.Prefix) {
@@ -240,6 +264,7 @@ func runSignaling(ctx context.Context, p processOptions, o shardOptions, k clust
 	for _, group := range k.near {
 		config.Near = append(config.Near, strings.Split(group, ","))
 	}
+	config.Services = k.services()
 	config.Metrics, config.Log = ops.registry, log
 
 	shards := handover.NewShards(k.shard)

@@ -1,6 +1,6 @@
 # TURN for a region: coturn, for people whose network lets nothing through but TCP, or no UDP to port 10000. It stands on a
 # host of the overlays, so it relays to none of them: no overlay, no private, loopback or link-local peer, and no TCP.
-# Users are made from a secret of the region; whoever has one may relay until it ends, two hours at most.
+# Users are made from a secret of the region; whoever has one may relay until it ends, a day at most.
 #
 #   nomad var put nomad/jobs/turn-muc secret=$(openssl rand -hex 32)
 #   nomad job run -var region=muc -var 'nodes=["ID"]' -var realm=meet.example -var 'overlays=["10.77.0.0/16"]' turn.nomad.hcl

@@ -167,7 +167,7 @@ func (r *router) domain(s *session.Session, el *xmpp.Element) {
 		}
 	case get && query.Is(xmpp.NSExtDisco, "services"), get && query.Is(nsExtDisco1, "services"):
 		answer = xmpp.New(query.Space, "services")
-		for _, x := range r.cfg.Services {
+		for _, x := range services(r.cfg.Services, time.Now()) {
 			answer.Add(xmpp.New(query.Space, "service", "type", x.Type, "host", x.Host, "port", x.Port,
 				"transport", x.Transport, "username", x.Username, "password", x.Password, "restricted", x.Restricted))
 		}

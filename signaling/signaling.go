@@ -94,18 +94,6 @@ type Config struct {
 	Log *slog.Logger
 }
 
-// A Service is one STUN or TURN server (XEP-0215).
-type Service struct {
-	Type      string `json:"type"` // stun, turn, turns
-	Host      string `json:"host"`
-	Port      string `json:"port"`
-	Transport string `json:"transport,omitempty"` // udp, tcp
-	Username  string `json:"username,omitempty"`
-	Password  string `json:"password,omitempty"`
-	// Restricted is "1" where a name and a password are needed.
-	Restricted string `json:"restricted,omitempty"`
-}
-
 // validate fills in what is missing and refuses what cannot work.
 func (c *Config) validate() error {
 	if c.Domain == "" {
@@ -132,7 +120,7 @@ func (c *Config) validate() error {
 		if s.Host == "" || s.Type != "stun" && s.Type != "turn" && s.Type != "turns" {
 			return fmt.Errorf("service %d: want a host and a type of stun, turn or turns", i+1)
 		}
-		if s.Username != "" {
+		if s.Username != "" || s.Secret != "" {
 			c.Services[i].Restricted = "1"
 		}
 	}
@@ -181,8 +169,12 @@ func New(cfg Config) (*Server, error) {
 		Stock: stock, Log: cfg.Log, Metrics: newMetrics(cfg.Metrics), End: s.router.end, Dial: dialMedia,
 	}
 	if len(cfg.Services) > 0 {
-		if hc.Room.Services, err = json.Marshal(cfg.Services); err != nil {
-			return nil, err
+		hc.Room.Services = func(now time.Time) json.RawMessage {
+			text, err := json.Marshal(services(cfg.Services, now))
+			if err != nil {
+				panic("signaling: services: " + err.Error()) // they are texts alone
+			}
+			return text
 		}
 	}
 	s.hall = newHall(hc)

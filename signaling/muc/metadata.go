@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"maps"
 	"slices"
+	"time"
 
 	"plenum/wire/meet"
 	"plenum/wire/xmpp"
@@ -77,11 +78,15 @@ func (r *Room) setMetadata(key string, data json.RawMessage) bool {
 }
 
 // sendMetadata pushes the metadata to one who has just come, with the servers that only joiners get.
-func (r *Room) sendMetadata(o *occupant) {
+func (r *Room) sendMetadata(now time.Time, o *occupant) {
 	if r.cfg.Metadata.IsZero() {
 		return
 	}
-	m := r.metadataMessage(r.allMetadata(r.cfg.Services))
+	var services json.RawMessage
+	if r.cfg.Services != nil {
+		services = r.cfg.Services(now)
+	}
+	m := r.metadataMessage(r.allMetadata(services))
 	m.Element.SetAttr("to", o.JID.String())
 	r.send(o.self, m)
 }

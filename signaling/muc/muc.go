@@ -54,9 +54,9 @@ type Config struct {
 	// Metadata is the address from which room metadata comes. Zero: none.
 	Metadata jid.JID
 
-	// Services is a JSON array of TURN and STUN servers, shown to each joiner in its first metadata
+	// Services makes a JSON array of TURN and STUN servers, shown to each joiner in its first metadata
 	// message only. Nil: none.
-	Services json.RawMessage
+	Services func(now time.Time) json.RawMessage
 
 	MaxOccupants     int // default 500, the focus and services not counted against it
 	MaxHeld          int // joins waiting for the focus; default 500, as in Prosody's plugin

@@ -50,7 +50,7 @@ func (r *Room) onPresence(now time.Time, from Sender, to jid.JID, st *xmpp.Eleme
 	case o != nil && o.nick != nick:
 		r.refuse(from.JID, st, nickChange)
 	case o != nil:
-		r.update(o, st, join != nil)
+		r.update(now, o, st, join != nil)
 	case join == nil:
 		r.refuse(from.JID, st, notAcceptable)
 	case r.mustWait(from):
@@ -119,7 +119,7 @@ func (r *Room) join(now time.Time, from Sender, nick string, st *xmpp.Element) {
 	if len(r.order) == 2 && r.created.IsZero() {
 		r.created = now
 	}
-	r.welcome(o, codes)
+	r.welcome(now, o, codes)
 	r.emit(Entered, o, "")
 	r.startMuted(o)
 }
@@ -163,8 +163,8 @@ func (r *Room) admit(from Sender, nick string, join *xmpp.Element) (why xmpp.Sta
 
 // welcome sends what a joiner gets after the presences of the others, in Prosody's order:
 // metadata before its own presence, because start-muted and TURN count only then.
-func (r *Room) welcome(o *occupant, codes []string) {
-	r.sendMetadata(o)
+func (r *Room) welcome(now time.Time, o *occupant, codes []string) {
+	r.sendMetadata(now, o)
 	r.send(o.self, r.own(o, nil, codes...))
 	for _, m := range r.history {
 		r.send(o.self, m)
@@ -174,7 +174,7 @@ func (r *Room) welcome(o *occupant, codes []string) {
 
 // update takes a further presence. A join of somebody who is in already is answered in full again: the
 // client has lost its view of the room.
-func (r *Room) update(o *occupant, st *xmpp.Element, again bool) {
+func (r *Room) update(now time.Time, o *occupant, st *xmpp.Element, again bool) {
 	if !r.take(o, st) {
 		r.refuse(o.JID, st, tooLarge)
 		return
@@ -186,7 +186,7 @@ func (r *Room) update(o *occupant, st *xmpp.Element, again bool) {
 				r.send(o.self, r.seen(other))
 			}
 		}
-		r.welcome(o, []string{"100"})
+		r.welcome(now, o, []string{"100"})
 	} else {
 		r.send(o.self, r.own(o, nil))
 	}
