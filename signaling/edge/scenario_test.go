@@ -314,10 +314,8 @@ func TestPorts(t *testing.T) {
 	}
 }
 
-// TestFull (E1): a HAProxy with few files refuses who is too many, and goes on with who is there.
-func TestFull(t *testing.T) {
-	leaks(t)
-	s := startFew(t, Config{Proxy: Proxy{Sockets: 100_000}}, 256)
+// echo is a shard that says what sockets say.
+func echo(t testing.TB, name string) Shard {
 	h := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("Upgrade") == "" {
 			return
@@ -327,11 +325,94 @@ func TestFull(t *testing.T) {
 			return
 		}
 		defer conn.Close()
-		io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n")
-		io.Copy(conn, buf)
+		_, _ = io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n")
+		_, _ = io.Copy(conn, buf)
 	}))
 	t.Cleanup(h.Close)
-	s.views <- View{Shards: []Shard{{Name: "muc-1", Region: "muc", Addr: strings.TrimPrefix(h.URL, "http://")}}}
+	return Shard{Name: name, Region: "muc", Addr: strings.TrimPrefix(h.URL, "http://")}
+}
+
+// socket opens a WebSocket by way of HAProxy; without one, why it was refused.
+func (s *stand) socket(t testing.TB) (c net.Conn, why string) {
+	t.Helper()
+	c, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	fmt.Fprintf(c, "GET /xmpp-websocket?room=a HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
+	res, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		c.Close()
+		return nil, err.Error()
+	}
+	if res.StatusCode != http.StatusSwitchingProtocols {
+		c.Close()
+		return nil, fmt.Sprint(res.StatusCode, " ", res.Header.Get("Retry-After") != "")
+	}
+	return c, ""
+}
+
+// hello says something and hears it again.
+func hello(c net.Conn) error {
+	if _, err := io.WriteString(c, "hello"); err != nil {
+		return err
+	}
+	_, err := io.ReadFull(c, make([]byte, 5))
+	return err
+}
+
+// TestLinger takes a shard away that somebody is on: the socket goes on, nobody new gets there, and HAProxy forgets the
+// shard with its last socket. One of its name that comes back before is let in again.
+func TestLinger(t *testing.T) {
+	leaks(t)
+	s := start(t, Config{})
+	old, other := echo(t, "muc-1"), echo(t, "muc-2")
+	has := func(name string) (server, bool) {
+		all, err := s.edge.haproxy.servers(t.Context(), "shards")
+		if err != nil {
+			t.Fatal(err)
+		}
+		x, ok := all[name]
+		return x, ok
+	}
+	s.views <- View{Shards: []Shard{old}}
+	until(t, "the shard serves", func() bool { x, ok := has("muc-1"); return ok && x.ready })
+	first, why := s.socket(t)
+	if why != "" {
+		t.Fatal(why)
+	}
+	defer first.Close()
+	s.views <- View{Shards: []Shard{other}}
+	until(t, "the shard is out", func() bool { x, ok := has("muc-1"); return ok && !x.ready })
+	if err := hello(first); err != nil {
+		t.Errorf("a socket of a shard that goes: %v", err)
+	}
+	renewed := echo(t, "muc-1")
+	s.views <- View{Shards: []Shard{renewed}}
+	until(t, "one of its name is in", func() bool { x, ok := has("muc-1"); return ok && x.ready && x.addr == renewed.Addr })
+	second, why := s.socket(t)
+	if why != "" {
+		t.Fatal(why)
+	}
+	defer second.Close()
+	for _, c := range []net.Conn{first, second} {
+		if err := hello(c); err != nil {
+			t.Errorf("a socket: %v", err)
+		}
+	}
+	s.views <- View{Shards: []Shard{other}}
+	until(t, "it is out", func() bool { x, ok := has("muc-1"); return ok && !x.ready })
+	first.Close()
+	second.Close()
+	until(t, "it is forgotten", func() bool { _, ok := has("muc-1"); return !ok })
+}
+
+// TestFull (E1): a HAProxy with few files refuses who is too many, and goes on with who is there.
+func TestFull(t *testing.T) {
+	leaks(t)
+	s := startFew(t, Config{Proxy: Proxy{Sockets: 100_000}}, 256)
+	s.views <- View{Shards: []Shard{echo(t, "muc-1")}}
 	until(t, "the shard serves", func() bool { code, _ := get(t, s.url+"/a"); return code == 200 })
 	until(t, "HAProxy knows its limit", func() bool {
 		text, err := s.edge.haproxy.do(t.Context(), "show map "+s.edge.cfg.Proxy.Path(fileFull))
@@ -343,27 +424,9 @@ func TestFull(t *testing.T) {
 			c.Close()
 		}
 	}()
-	socket := func() (net.Conn, string) {
-		c, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		_ = c.SetDeadline(time.Now().Add(10 * time.Second))
-		fmt.Fprintf(c, "GET /xmpp-websocket?room=a HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
-		res, err := http.ReadResponse(bufio.NewReader(c), nil)
-		if err != nil {
-			c.Close()
-			return nil, err.Error()
-		}
-		if res.StatusCode != 101 {
-			c.Close()
-			return nil, fmt.Sprint(res.StatusCode, " ", res.Header.Get("Retry-After") != "")
-		}
-		return c, ""
-	}
 	refused := 0
 	for range 200 {
-		if c, why := socket(); c != nil {
+		if c, why := s.socket(t); c != nil {
 			open = append(open, c)
 		} else if refused++; why != "503 true" {
 			t.Fatalf("the %dth socket: %s", len(open)+refused, why)
@@ -376,11 +439,8 @@ func TestFull(t *testing.T) {
 	began := time.Now()
 	for round := 0; time.Since(began) < time.Second; round++ {
 		for i, c := range open[:50] {
-			if _, err := io.WriteString(c, "hello"); err != nil {
-				t.Fatal(i, err)
-			}
-			if _, err := io.ReadFull(c, make([]byte, 5)); err != nil {
-				t.Fatalf("socket %d says nothing: %v", i, err)
+			if err := hello(c); err != nil {
+				t.Fatalf("socket %d: %v", i, err)
 			}
 		}
 		time.Sleep(100 * time.Millisecond)
@@ -393,7 +453,7 @@ func TestFull(t *testing.T) {
 	}
 	open = open[30:]
 	until(t, "there is room again", func() bool {
-		c, _ := socket()
+		c, _ := s.socket(t)
 		if c != nil {
 			open = append(open, c)
 		}
@@ -425,10 +485,16 @@ func TestEmpty(t *testing.T) {
 	now := time.Now()
 	other := netip.MustParsePrefix("192.0.2.7/24")
 	s.views <- View{Bans: []Ban{{other, now.Add(time.Hour)}, {other.Masked(), now.Add(-time.Hour)}}}
-	until(t, "the view is there", func() bool {
+	banned := func() bool {
 		text, err := s.edge.haproxy.do(t.Context(), "show acl "+s.edge.cfg.Proxy.Path(fileBans))
 		return err == nil && strings.Contains(text, "192.0.2.0/24")
-	})
+	}
+	until(t, "the view is there", banned)
+	for end := time.Now().Add(2500 * time.Millisecond); time.Now().Before(end); time.Sleep(20 * time.Millisecond) { // two rounds
+		if !banned() {
+			t.Fatal("a ban was taken back by one that is over")
+		}
+	}
 	if code, _ := get(t, s.url+"/a"); code != 200 {
 		t.Errorf("an empty catalogue: %d", code)
 	}
