@@ -5,6 +5,7 @@ package jobs
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -20,6 +21,7 @@ import (
 	consul "github.com/hashicorp/consul/api"
 	"github.com/hashicorp/nomad/api"
 	"github.com/pion/logging"
+	"github.com/pion/stun/v3"
 	"github.com/pion/turn/v4"
 	"go.uber.org/goleak"
 
@@ -207,7 +209,7 @@ func TestTURNJob(t *testing.T) {
 func TestTURN(t *testing.T) {
 	lab := netlab.New(t)
 	t.Cleanup(func() { goleak.VerifyNone(t, goleak.IgnoreCurrent()) })
-	wan := lab.Switch("wan", netip.MustParsePrefix("5.9.0.0/24"))
+	wan := lab.Switch("wan", netip.MustParsePrefix("5.9.0.0/24"), netip.MustParsePrefix("2a01:4f8:1::/64"))
 	overlay := lab.Switch("overlay", netip.MustParsePrefix("44.77.0.0/24")) // public, so that only the variable denies it
 	client, server, bridge, consul := lab.Host("client"), lab.Host("turn"), lab.Host("bridge"), lab.Host("consul")
 	for _, h := range []*netlab.Host{client, server, bridge} {
@@ -218,7 +220,7 @@ func TestTURN(t *testing.T) {
 
 	const secret = "0123456789abcdef"
 	template := *parse(t, "turn.nomad.hcl", "region=muc", `nodes=["a"]`, "realm=meet.example", `overlays=["44.77.0.0/16","fd77::/64"]`,
-		`denied=["5.9.0.99/32"]`, fmt.Sprintf(`listen=[%q]`, server.Addr())).TaskGroups[0].Tasks[0].Templates[0].EmbeddedTmpl
+		`denied=["5.9.0.99/32"]`, fmt.Sprintf(`listen=[%q, %q]`, server.Addrs()[0], server.Addrs()[1])).TaskGroups[0].Tasks[0].Templates[0].EmbeddedTmpl
 	dir := t.TempDir()
 	config, n := regexp.MustCompile(`\{\{ with nomadVar "nomad/jobs/turn-muc" \}\}(.*)\{\{ \.secret \}\}\{\{ end \}\}`), 0
 	text := config.ReplaceAllStringFunc(template, func(s string) string {
@@ -334,8 +336,81 @@ func TestTURN(t *testing.T) {
 		}
 		relay.Close()
 	}
+	conn, err := client.Dial(ctx, "udp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	six := turnSix{conn: conn, user: user, password: password}
+	if code, err := six.ask(t, stun.MethodAllocate, stun.RawAttribute{Type: stun.AttrRequestedTransport, Value: []byte{17, 0, 0, 0}},
+		stun.RawAttribute{Type: stun.AttrRequestedAddressFamily, Value: []byte{2, 0, 0, 0}}); code != 0 || err != nil {
+		t.Fatalf("a relay with an address of IPv6: %d, %v", code, err)
+	}
+	for address, want := range map[string]stun.ErrorCode{"2a01:4f8:1::3": 0, "2606:4700::1": 0, "fd77::2": 403, "::": 403, "::1": 403, "fe80::1": 403, "fc00::1": 403,
+		"64:ff9b::a4d:2": 403, "2002:a4d:2::1": 403, "ff02::1": 403, "2001:db8::1": 403} {
+		if code, err := six.ask(t, stun.MethodCreatePermission, peerOf(address)); code != want || err != nil {
+			t.Errorf("to %s: %d, %v; want %d", address, code, err, want)
+		}
+	}
 	_ = inner.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
 	if n, from, err := inner.ReadFrom(make([]byte, 100)); err == nil {
 		t.Errorf("%d bytes came into the overlay from %v", n, from)
 	}
+}
+
+// A turnSix asks for what pion's client cannot: relays with an address of IPv6 (RFC 6156).
+type turnSix struct {
+	conn           net.Conn
+	user, password string
+	realm          stun.Realm
+	nonce          stun.Nonce
+}
+
+// ask sends a request, again with the name when that is asked for, and returns the code of an error; 0 is success.
+func (s *turnSix) ask(t *testing.T, method stun.Method, attributes ...stun.Setter) (stun.ErrorCode, error) {
+	t.Helper()
+	for range 5 {
+		set := append([]stun.Setter{stun.TransactionID, stun.NewType(method, stun.ClassRequest)}, attributes...)
+		if s.realm != nil {
+			set = append(set, stun.NewUsername(s.user), s.realm, s.nonce, stun.NewLongTermIntegrity(s.user, string(s.realm), s.password))
+		}
+		request, err := stun.Build(set...)
+		if err != nil {
+			return 0, err
+		}
+		if _, err := s.conn.Write(request.Raw); err != nil {
+			return 0, err
+		}
+		b := make([]byte, 1500)
+		_ = s.conn.SetReadDeadline(time.Now().Add(2 * time.Second))
+		n, err := s.conn.Read(b)
+		if err != nil {
+			continue
+		}
+		answer := &stun.Message{Raw: b[:n]}
+		if err := answer.Decode(); err != nil || answer.TransactionID != request.TransactionID {
+			continue
+		}
+		if answer.Type.Class == stun.ClassSuccessResponse {
+			return 0, nil
+		}
+		var code stun.ErrorCodeAttribute
+		if err := code.GetFrom(answer); err != nil {
+			return 0, err
+		}
+		if code.Code != stun.CodeUnauthorized && code.Code != stun.CodeStaleNonce || s.realm != nil && code.Code == stun.CodeUnauthorized {
+			return code.Code, nil
+		}
+		if err := errors.Join(s.realm.GetFrom(answer), s.nonce.GetFrom(answer)); err != nil {
+			return 0, err
+		}
+	}
+	return 0, errors.New("no answer")
+}
+
+// peerOf is a peer's address.
+type peerOf string
+
+func (p peerOf) AddTo(m *stun.Message) error {
+	return stun.XORMappedAddress{IP: net.ParseIP(string(p)), Port: 10000}.AddToAs(m, stun.AttrXORPeerAddress)
 }
