@@ -237,6 +237,24 @@ func TestEdge(t *testing.T) {
 		t.Errorf("this_muc-3 is on %q", got)
 	}
 
+	for _, to := range []string{"muc-1", "muc-2", "muc-3"} {
+		name := "pinned to " + to
+		self, err := os.Executable()
+		if err != nil {
+			t.Fatal(err)
+		}
+		pin := exec.Cmd{Path: self, Args: []string{"plenum", "room", "pin", name, to, "--consul", w.consul, "--room-key", "the same"}}
+		if out, err := pin.CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		name = url.PathEscape(name)
+		if err := muc.request(name); err != nil {
+			t.Error(err)
+		} else if _, got := ber.owner(name); got != to {
+			t.Errorf("a room that is pinned to %s is on %q", to, got)
+		}
+	}
+
 	c.signal(syscall.SIGUSR1)
 	awaitThat(t, "the drained shard loses its rooms", func() bool { _, got := muc.owner("this_muc-3"); return got != "muc-3" })
 	awaitThat(t, "the drained shard has no weight", func() bool { return muc.edge.metric(`plenum_edge_weight{shard="muc-3"}`) == 0 })
