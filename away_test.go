@@ -12,12 +12,16 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
+
 	"plenum/overlay/netlab"
 )
 
 // TestNewAddress gives somebody in a call another address, and counts until hearing and seeing go on both ways: the provider
 // renumbers the home, and, for make chaos, the cable to the home's network is pulled and the mobile one is left.
 func TestNewAddress(t *testing.T) {
+	before := goleak.IgnoreCurrent()
+	t.Cleanup(func() { goleak.VerifyNone(t, before) })
 	lab := netlab.New(t)
 	wan := lab.Switch("wan")
 	server := lab.Host("server")
