@@ -30,6 +30,7 @@ func configJS(cfg *Config, n names, base, tenant string) []byte {
 		// are somebody else's.
 		"p2p":              map[string]any{"enabled": true, "stunServers": []any{}},
 		"enableIceRestart": true,
+		"enableOpusRed":    true, // our bridges pass it to those who lose packets, and to nobody else
 
 		"videoQuality": map[string]any{
 			"codecPreferenceOrder":       offered(cfg, "AV1", "VP9", "VP8", "H264"),

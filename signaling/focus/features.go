@@ -88,7 +88,7 @@ func (c *Conference) setFeatures(p *participant, f features) {
 		f.rewriting = false
 	}
 	f.mid = f.mid && f.rewriting && !c.cfg.NoMID
-	f.red = f.red && c.cfg.OpusRED
+	f.red = f.red && !c.cfg.NoRED
 	p.features = &f
 }
 

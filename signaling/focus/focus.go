@@ -40,8 +40,9 @@ type Config struct {
 
 	// VideoCodecs are offered in this order; known are "AV1", "VP8", "H264" and "VP9". Default DefaultVideoCodecs.
 	VideoCodecs []string
-	// OpusRED offers redundant audio to clients that know http://jitsi.org/opus-red.
-	OpusRED bool
+	// NoRED leaves out redundant audio, which is offered to clients that know http://jitsi.org/opus-red. Bridges pass it on
+	// to those who lose packets, and plain audio to others.
+	NoRED bool
 	// NoMID leaves out the sdes:mid header extension and the bridge's rtp-mid-demux (docker's Jicofo does).
 	NoMID bool
 	// NoRewriting signals every source over Jingle even to clients that know SSRC rewriting.

@@ -190,7 +190,6 @@ func (w *world) configure(args []string) {
 			w.cfg.MaxAudioSenders, w.cfg.MaxVideoSenders = 1, 1
 		case "all-codecs":
 			w.cfg.VideoCodecs = []string{"AV1", "VP8", "H264", "VP9"}
-			w.cfg.OpusRED = true
 		default:
 			w.t.Fatalf("config %s", a)
 		}

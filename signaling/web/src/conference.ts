@@ -30,6 +30,7 @@ const FEATURES = ['http://jabber.org/protocol/caps', 'http://jabber.org/protocol
   'http://jitsi.org/tcc', 'urn:ietf:rfc:4588', 'urn:xmpp:jingle:1', 'urn:xmpp:jingle:apps:dtls:0', 'urn:xmpp:jingle:apps:rtp:1',
   'urn:xmpp:jingle:apps:rtp:audio', 'urn:xmpp:jingle:apps:rtp:video', 'urn:xmpp:jingle:transports:dtls-sctp:1',
   'urn:xmpp:jingle:transports:ice-udp:1'];
+if (RTCRtpSender.getCapabilities('audio')?.codecs.some(c => c.mimeType === 'audio/red')) FEATURES.push('http://jitsi.org/opus-red');
 /** What a shard says that does not know a room: to stock clients, too, it means to ask for the conference and join again. */
 const VANISHED = 'Room creation is restricted';
 const NODE = 'https://plenum.invalid/web';
