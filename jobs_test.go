@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -202,6 +203,33 @@ func eventually(t *testing.T, what string, f func() bool) {
 	}
 }
 
+// TestJobFlags looks up every flag of the job files in the commands that they run.
+func TestJobFlags(t *testing.T) {
+	for kind, part := range map[string]string{jobs.Shard: "signaling", jobs.Bridge: "bridge", jobs.Edge: "edge"} {
+		source, err := jobs.Spec{Kind: kind}.Source()
+		if err != nil {
+			t.Fatal(err)
+		}
+		run, _, err := command().Find([]string{"run", part})
+		if err != nil {
+			t.Fatal(err)
+		}
+		probe, _, err := command().Find([]string{"probe"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		flags := regexp.MustCompile(`"--([a-z-]+)"`).FindAllStringSubmatch(source, -1)
+		if len(flags) < 10 {
+			t.Errorf("the file of %s has %d flags", kind, len(flags))
+		}
+		for _, f := range flags {
+			if run.Flags().Lookup(f[1]) == nil && probe.Flags().Lookup(f[1]) == nil {
+				t.Errorf("%s: plenum run %s has no --%s", kind, part, f[1])
+			}
+		}
+	}
+}
+
 // TestJobs has the commands make a region out of nothing on the real Nomad: a shard, a bridge, an edge; a call through the
 // edge; a second shard, which takes the call when the first is drained. Nothing is restarted by any of it.
 func TestJobs(t *testing.T) {
@@ -317,6 +345,8 @@ func TestJobs(t *testing.T) {
 	if out, status := e.plenum("shard", "drain", "muc-2", "--deadline", "1s"); status != 2 {
 		t.Errorf("a drain that is not over in time: status %d: %s", status, out)
 	}
+	e.must("shard", "drain", "muc-2", "--cancel")
+	eventually(t, "muc-2 is in service once more", func() bool { return e.list(jobs.Shard)["muc-2"].Load.Drain == "" })
 	hear()
 	for _, job := range []string{"bridge-" + e.host, "edge-muc", "shard-muc-2"} {
 		list := e.allocs(job)

@@ -141,6 +141,19 @@ func (c *command) leave(use, short, long, kind string, do func(ctx context.Conte
 	return cmd
 }
 
+// drain makes the verb that empties an instance and leaves it running.
+func (c *command) drain(use, short, long, kind string) *cobra.Command {
+	var back bool
+	cmd := c.leave(use, short, fmt.Sprintf(drainLong, long), kind, func(ctx context.Context, cluster *Cluster, job string, d Drain) error {
+		if back {
+			return cluster.Undrain(ctx, job)
+		}
+		return cluster.Drain(ctx, job, d)
+	})
+	cmd.Flags().BoolVar(&back, "cancel", false, "take a drain back")
+	return cmd
+}
+
 // list makes the verb that lists.
 func (c *command) list(kind, head string, row func(Instance) string) *cobra.Command {
 	cmd := &cobra.Command{Use: "list", Short: "List them with whom they serve", Args: cobra.NoArgs}
@@ -201,8 +214,8 @@ func shardCommand(connect func(string) (*Cluster, error)) *cobra.Command {
 		})
 	return c.group("shard", "Run signaling shards",
 		add,
-		c.leave("drain NAME", "Have a shard give its rooms to others, one by one",
-			fmt.Sprintf(drainLong, `Have a shard give its rooms to others, one by one; people stay in their calls.`), Shard, drain),
+		c.drain("drain NAME", "Have a shard give its rooms to others, one by one",
+			`Have a shard give its rooms to others, one by one; people stay in their calls.`, Shard),
 		c.leave("rm NAME", "Drain a shard and remove it",
 			fmt.Sprintf(drainLong, `Drain a shard, stop it and remove its job. At the deadline it is stopped with whoever is on it.`), Shard,
 			func(ctx context.Context, cluster *Cluster, job string, d Drain) error {
@@ -251,8 +264,8 @@ func bridgeCommand(connect func(string) (*Cluster, error)) *cobra.Command {
 		return err
 	}}
 	return c.group("bridge", "Run media bridges", add,
-		c.leave("drain HOST", "Give a bridge no new conferences, and wait until its people have left",
-			fmt.Sprintf(drainLong, `Give a bridge no new conferences, and wait until its people have left.`), Bridge, drain),
+		c.drain("drain HOST", "Give a bridge no new conferences, and wait until its people have left",
+			`Give a bridge no new conferences, and wait until its people have left.`, Bridge),
 		c.leave("park HOST", "Drain a bridge and stop it, to be woken again",
 			fmt.Sprintf(drainLong, `Drain a bridge and stop it. plenum bridge wake starts it again.`), Bridge,
 			func(ctx context.Context, cluster *Cluster, job string, d Drain) error {

@@ -82,6 +82,15 @@ func (c *Cluster) Drain(ctx context.Context, job string, d Drain) error {
 	}
 }
 
+// Undrain takes a drain back, one that is over too: the instance is in service again.
+func (c *Cluster) Undrain(ctx context.Context, job string) error {
+	i, err := c.one(ctx, job)
+	if err != nil {
+		return err
+	}
+	return c.signal(ctx, i, "SIGUSR2")
+}
+
 // eta is how long the rest takes if it goes on as it has begun.
 func eta(start, now Load, took time.Duration) string {
 	gone := start.Rooms - now.Rooms
