@@ -275,6 +275,7 @@ node_prefix "" { policy = "read" }
 service_prefix "" { policy = "read" }
 `
 	readerRules = `
+agent_prefix "" { policy = "read" }
 node_prefix "" { policy = "read" }
 service_prefix "" { policy = "read" }
 `
