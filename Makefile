@@ -50,7 +50,7 @@ networks: ## calls over the standard bad networks: the table of docs/PERFORMANCE
 	$(GO) test -run '^$$' -bench Networks -benchtime 1x -timeout 20m . $(BENCHFLAGS)
 
 chaos: ## cuts, restarts and floods in full length: the recovery times of docs/PERFORMANCE.md, in five minutes
-	PLENUM_CHAOS=1 $(GO) test -v -count=1 -run 'Cuts|Restarts|Flood|School|Killed|Waterfall|Loud|OneOwner|HostLost|Drained' -timeout 60m .
+	PLENUM_CHAOS=1 $(GO) test -v -count=1 -run 'Cuts|Restarts|Asleep|NewAddress|Flood|School|Killed|Waterfall|Loud|OneOwner|HostLost|Drained' -timeout 60m .
 	PLENUM_CHAOS=1 $(GO) test -v -count=1 -timeout 60m ./agent
 
 soak: ## an hour of people who come and go: memory, goroutines and sockets stay as they were
