@@ -89,13 +89,29 @@ func (c *Command) enrol(ctx context.Context, w *work, t join.Token) error {
 	}
 	w.crash("after keys")
 	client := join.NewClient(t, id.host, id.tls)
-	client.Progress = func(step string) { w.hand.say("%s", step) }
+	said := map[string]bool{} // once, however often it is tried
+	client.Progress = func(step string) {
+		if !said[step] {
+			w.hand.say("%s", step)
+		}
+		said[step] = true
+	}
 	keys, err := id.public()
 	if err != nil {
 		return err
 	}
-	a, err := client.Enrol(ctx, t, join.Request{Host: w.cfg.Host, Keys: keys, Facts: w.factsFor(c.Release)})
-	if err != nil {
+	// Servers may be lost, or have no leader for a moment, while this goes on. What they refuse is refused.
+	var a join.Answer
+	var refused error
+	err = w.until(ctx, "a join service that can let this host in", patience, func(ctx context.Context) error {
+		answer, err := client.Enrol(ctx, t, join.Request{Host: w.cfg.Host, Keys: keys, Facts: w.factsFor(c.Release)})
+		if err != nil && !join.Temporary(err) {
+			refused, err = err, nil
+		}
+		a = answer
+		return err
+	})
+	if err = errors.Join(refused, err); err != nil {
 		return err
 	}
 	w.crash("after enrol")

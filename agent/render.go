@@ -79,8 +79,9 @@ func (v *view) consul() []byte {
 	if v.is(join.RoleServer) {
 		o["server"] = true
 		o["client_addr"] = "127.0.0.1 " + a.Control.Addr().String() // shards ask every server whether there is a leader
-		// A server that is off stays a member until somebody revokes it: it comes back with all it had.
-		o["autopilot"] = object{"cleanup_dead_servers": false}
+		// A server that is off stays a member until somebody revokes it: it comes back with all it had. A new one votes
+		// soon, for until then the cluster survives no loss.
+		o["autopilot"] = object{"cleanup_dead_servers": false, "server_stabilization_time": "2s"}
 		if v.first {
 			o["bootstrap_expect"] = 1
 		}
@@ -124,7 +125,7 @@ func (v *view) nomad() []byte {
 			server["encrypt"] = a.Secrets.NomadGossip
 		}
 		o["server"] = server
-		o["autopilot"] = object{"cleanup_dead_servers": false}
+		o["autopilot"] = object{"cleanup_dead_servers": false, "server_stabilization_time": "2s"}
 	}
 	if a.Nomad.Introduction != "" {
 		meta := object{"plenum_region": a.Region}

@@ -86,7 +86,14 @@ func TestServers(t *testing.T) {
 		x.reboot()
 	}
 	t.Logf("whole %s after all servers lost power", c.whole(3*time.Minute, srv, s2, s3, b, d, e).Round(time.Second))
-	f.join(c.token("muc", "bridge")) // signed by a Vault that is open
+	c.eventually(time.Minute, func() error {
+		out, err := srv.try(nil, "token", "create", "--region", "muc", "--roles", "bridge")
+		if err != nil {
+			return errors.New(out) // Vault is not open yet
+		}
+		return nil
+	})
+	f.join(c.token("muc", "bridge"))
 
 	// A host that is off while the gossip key changes comes back.
 	d.KillAll()
@@ -138,7 +145,7 @@ func TestServers(t *testing.T) {
 	c.whole(time.Minute, srv, b, d, f, g)
 }
 
-// peers waits until Consul and Nomad have this many servers that vote.
+// peers waits until Consul and Nomad have this many servers that vote; Vault goes by the same clock.
 func (c *cluster) peers(on *box, want int) {
 	c.t.Helper()
 	w, err := newWork(on.root)
@@ -153,8 +160,14 @@ func (c *cluster) peers(on *box, want int) {
 			cmd.Env = append(stack.Environment(on.root), env...)
 			p := on.StartCmd(cmd)
 			_ = p.Wait()
-			if n := strings.Count(p.Output(), ":8300") + strings.Count(p.Output(), ":4647"); n != want {
-				return fmt.Errorf("%s has %d servers, not %d:\n%s", name, n, want, p.Output())
+			n := 0
+			for line := range strings.Lines(p.Output()) { // a new server votes when it has been well for ten seconds
+				if strings.Contains(line, ":8300 ") || strings.Contains(line, ":4647 ") {
+					n += strings.Count(line, " true ")
+				}
+			}
+			if n != want {
+				return fmt.Errorf("%s has %d voters, not %d:\n%s", name, n, want, p.Output())
 			}
 			return nil
 		})

@@ -60,6 +60,16 @@ func (r Refusal) Is(target error) bool {
 // temporary reports whether the same request may be granted later.
 func (r Refusal) temporary() bool { return r.Reason == ReasonSealed || r.Reason == ReasonNoQuorum }
 
+// Temporary reports whether the same request may be granted later: no service answers, none has a leader, Vault is
+// sealed.
+func Temporary(err error) bool {
+	var r Refusal
+	if errors.As(err, &r) {
+		return r.temporary()
+	}
+	return errors.Is(err, ErrUnreachable) && !errors.Is(err, ErrPin)
+}
+
 const (
 	maxAnswerBytes = 4 << 20
 	maxBinaryBytes = 512 << 20

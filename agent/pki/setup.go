@@ -217,6 +217,10 @@ func (v *Vault) policy(ctx context.Context, root *api.Client) error {
 	if err := root.Sys().PutPolicyWithContext(ctx, role, policy); err != nil {
 		return err
 	}
+	// A new server votes soon, for until then the cluster survives no loss.
+	if _, err := root.Logical().WriteWithContext(ctx, "sys/storage/raft/autopilot/configuration", map[string]any{"server_stabilization_time": "2s"}); err != nil {
+		return err
+	}
 	// Only from loopback, and without an end: a cluster that was off for a year logs in again.
 	_, err := root.Logical().WriteWithContext(ctx, "auth/approle/role/"+role, map[string]any{
 		"token_policies": []string{role}, "token_no_default_policy": true, "token_ttl": "1h", "token_max_ttl": "1h", "secret_id_ttl": "0",
