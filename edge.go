@@ -140,6 +140,7 @@ func runEdge(ctx context.Context, p processOptions, o edgeOptions, out io.Writer
 	fmt.Fprintf(out, "haproxy -f %s\n", o.proxy.Path("haproxy.cfg"))
 
 	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { frugal(ctx); return nil })
 	g.Go(func() error { return e.Run(ctx) })
 	g.Go(func() error { return ops.serve(nil) })
 	g.Go(func() error {

@@ -353,6 +353,7 @@ func runSignaling(ctx context.Context, p processOptions, o shardOptions, k clust
 	if owner != nil {
 		g.Go(func() error { return owner.Run(owning) })
 	}
+	g.Go(func() error { frugal(ctx); return nil })
 	g.Go(func() error { return ops.serve(shard.DebugHandler()) })
 	g.Go(func() error { obey(ctx, signals, log, ops.registry, shard, files, reload, stop); return nil })
 	g.Go(func() error {
