@@ -138,26 +138,16 @@ func (w *work) await(ctx context.Context, service string) error {
 		}
 	case "plenum-nomad":
 		name = "Nomad"
-		began, again := time.Now(), 3
 		ready = func(ctx context.Context) error {
 			if w.is(join.RoleServer) {
 				if err := nomadLeader(ctx, c); err != nil {
-					began = time.Now()
 					return err
 				}
 			}
-			if w.answer.Nomad.Introduction == "" {
+			if w.answer.Nomad.Introduction == "" || w.first { // init waits for that last of all
 				return nil
 			}
-			err := nomadReady(ctx, c)
-			// On a server that is alone the client asks the server beside it as soon as that leads. Where that has not
-			// read its keys by then it is refused, and asks again after half a minute. Most often it is lucky the next time.
-			if err != nil && w.first && len(w.others()) == 0 && again > 0 && time.Since(began) > 6*time.Second {
-				again, began = again-1, time.Now()
-				w.hand.say("start Nomad anew: its client asked before its server had keys")
-				return errors.Join(err, w.startUnit(ctx, service))
-			}
-			return err
+			return nomadReady(ctx, c)
 		}
 	case "plenum-agent":
 		name = "the agent"

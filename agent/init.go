@@ -128,6 +128,9 @@ func (c *Command) Init(ctx context.Context, f Founding, set func(*Config)) error
 		return c.printPlan(ctx, w, v.desired(), w.initSteps()...)
 	}
 	n, err := c.found(ctx, w, f)
+	if err == nil {
+		err = w.ownNode(ctx)
+	}
 	if err != nil {
 		return err
 	}
@@ -137,6 +140,17 @@ func (c *Command) Init(ctx context.Context, f Founding, set func(*Config)) error
 	}
 	c.say("\ncluster %s runs on %s. The next host:\n  here:   plenum token create --region %s --roles bridge\n  there:  plenum join TOKEN", w.answer.Cluster, w.answer.Host, f.Region)
 	return nil
+}
+
+// ownNode waits until the first host's own node is ready. Its client asks the server beside it as soon as that leads,
+// which is before it has read its keys; it is refused, and asks again after 15 to 30 s. Nothing else waits for that, and
+// starting it anew only has it lose the same race again.
+func (w *work) ownNode(ctx context.Context) error {
+	c, err := local(w.host)
+	if err != nil {
+		return err
+	}
+	return w.until(ctx, "this host's own node, for half a minute; others may join already", patience, func(ctx context.Context) error { return nomadReady(ctx, c) })
 }
 
 // initSteps are what init does besides files and services.

@@ -153,11 +153,11 @@ func (c *Command) print(r Report) error {
 		c.say("\nlast events")
 	}
 	for _, e := range r.Events {
-		alarm := ""
+		words := []string{when(e.Time), "", e.What, e.Host, e.Admin, e.Reason, e.Text}
 		if e.Alarm {
-			alarm = "ALARM "
+			words[1] = "ALARM"
 		}
-		c.say("  %s  %s%s %s %s", when(e.Time), alarm, e.What, e.Host, strings.TrimSpace(e.Admin+" "+e.Reason+" "+e.Text))
+		c.say("  %s", strings.Join(slices.DeleteFunc(words, func(w string) bool { return w == "" }), " "))
 	}
 	return nil
 }
