@@ -31,6 +31,7 @@ type estate struct {
 	host   string
 	binary string
 	dir    string
+	data   string   // Nomad's
 	vars   []string // for every job
 	env    []string
 }
@@ -38,9 +39,18 @@ type estate struct {
 func newEstate(t *testing.T) *estate {
 	t.Helper()
 	consul := stack.Consul(t)
+	turn := `{"Name": "plenum-turn", "Port": 3478, "Address": "192.0.2.7", "Tags": ["region-muc"]}`
+	req, err := http.NewRequest(http.MethodPut, consul.URL()+"/v1/agent/service/register", strings.NewReader(turn))
+	if err != nil {
+		t.Fatal(err)
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil || res.StatusCode != http.StatusOK {
+		t.Fatalf("%v, %v", err, res)
+	}
+	res.Body.Close()
 	server := stack.Nomad(t, consul)
-	e := &estate{t: t, env: append(os.Environ(), "NOMAD_ADDR="+server.URL())}
-	var err error
+	e := &estate{t: t, data: filepath.Join(server.Dir, "data"), env: append(os.Environ(), "NOMAD_ADDR="+server.URL())}
 	if e.dir, err = os.MkdirTemp("", "jobs"); err != nil { // short: a socket's path has 107 bytes
 		t.Fatal(err)
 	}
@@ -77,6 +87,7 @@ func newEstate(t *testing.T) *estate {
 	for path, items := range map[string]api.VariableItems{ // as the join service does
 		"plenum/accounts":             {e.host: strings.TrimSpace(strings.TrimPrefix(scramLine(t, e.host, "secret"), e.host))},
 		"nomad/jobs/bridge-" + e.host: {"xmpp_user": e.host, "xmpp_password": "secret"},
+		"nomad/jobs/turn-muc":         {"secret": "a relay's"}, // as an operator does
 	} {
 		v := api.NewVariable(path)
 		v.Items = items
@@ -130,6 +141,17 @@ func (e *estate) confess(a *api.AllocationListStub) {
 		case <-time.After(time.Second):
 		}
 	}
+}
+
+// read returns a file of a job's allocation.
+func (e *estate) read(job, path string) string {
+	e.t.Helper()
+	a := e.allocs(job)[0]
+	text, err := os.ReadFile(filepath.Join(e.data, "alloc", a.ID, path)) // Nomad shows no secrets
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	return string(text)
 }
 
 func (e *estate) allocs(job string) []*api.AllocationListStub {
@@ -295,6 +317,9 @@ func TestJobs(t *testing.T) {
 	}
 	if out := e.must("shard", "add", "muc-1", "--region", "muc", "--plan", "--var", "log_level=info"); !strings.Contains(out, "moves 2 people in 1 room") {
 		t.Errorf("a plan that stops a shard: %s", out)
+	}
+	if text := e.read("shard-muc-1", "shard/secrets/plenum.hcl"); !strings.Contains(text, `turn_servers = ["192.0.2.7:3478", ]`) || !strings.Contains(text, `turn_secret = "a relay's"`) {
+		t.Errorf("the shard's configuration: %s", text)
 	}
 	e.must("shard", "add", "muc-2", "--region", "muc")
 	eventually(t, "the bridge reports to both", func() bool { return e.list(jobs.Bridge)[e.host].Load.Shards == 2 })

@@ -172,7 +172,7 @@ func (c *Cluster) ShardSpec(ctx context.Context, name, region, domain string) (S
 		return Spec{}, fmt.Errorf("shard %q: %w", name, ErrName)
 	}
 	nodes, err := c.nodes(ctx, Shard, region)
-	return Spec{Kind: Shard, Name: name, Secrets: []string{shardsVariable, accountsVariable}, Vars: map[string]any{"shard": name, "region": region, "nodes": nodes,
+	return Spec{Kind: Shard, Name: name, Secrets: []string{shardsVariable, accountsVariable, turnVariable + region}, Vars: map[string]any{"shard": name, "region": region, "nodes": nodes,
 		"domain": domain, "control": c.Control, "plenum": c.binary()}}, err
 }
 
@@ -207,9 +207,10 @@ func (c *Cluster) BridgeSpec(ctx context.Context, host, domain string) (Spec, er
 
 // Variables of Nomad.
 const (
-	shardsVariable   = "plenum/shards"   // domain, room_key, resume_key
-	edgesVariable    = "plenum/edges"    // secret
-	accountsVariable = "plenum/accounts" // made by the join service
+	shardsVariable   = "plenum/shards"    // domain, room_key, resume_key
+	edgesVariable    = "plenum/edges"     // secret
+	accountsVariable = "plenum/accounts"  // made by the join service
+	turnVariable     = "nomad/jobs/turn-" // secret; an operator makes it for a region's TURN servers
 )
 
 // Domain is the cluster's, kept with the first job; an empty one asks for it.

@@ -1,6 +1,6 @@
 # A signaling shard: sessions, rooms, conferences. Rooms are owned in Consul, so shards come and go beside each other; a
-# release is a new shard, and then a drain of the old one. It reads the Nomad Variables plenum/shards (room_key, resume_key)
-# and plenum/accounts, for which its job needs a policy; plenum shard add makes both.
+# release is a new shard, and then a drain of the old one. It reads the Nomad Variables plenum/shards (room_key, resume_key),
+# plenum/accounts, and nomad/jobs/turn-REGION if there is one, for which its job needs a policy; plenum shard add makes both.
 #
 #   nomad job run -var shard=muc-1 -var region=muc -var 'nodes=["ID"]' shard.nomad.hcl
 
@@ -12,6 +12,12 @@ variable "shard" {
 variable "region" {
   type        = string
   description = "region that it serves"
+}
+
+variable "near" {
+  type        = list(string)
+  description = "groups of regions near each other, as \"muc,fra\": bridges there come next"
+  default     = []
 }
 
 variable "nodes" {
@@ -184,14 +190,15 @@ job "shard" {
 
       config {
         command = var.plenum
-        args = [
+        args = concat([
           "run", "signaling", "--config", "${NOMAD_SECRETS_DIR}/plenum.hcl",
           "--shard", var.shard, "--region", var.region, "--domain", var.domain,
           "--http", "${NOMAD_ADDR_http}", "--xmpp", "${NOMAD_ADDR_xmpp}", "--metrics", "${NOMAD_ADDR_metrics}",
           "--edge", var.control, "--shards-file", "${NOMAD_TASK_DIR}/shards",
           "--accounts-file", "${NOMAD_SECRETS_DIR}/accounts", "--consul", var.consul, "--state", "${NOMAD_ALLOC_DIR}/data/shard.state",
           "--log-format", "json", "--log-level", var.log_level,
-        ]
+          ],
+        flatten([for n in var.near : ["--near", n]]))
       }
 
       template {
@@ -205,6 +212,11 @@ job "shard" {
             {{ with nomadVar "plenum/shards" }}
             room_key   = "{{ .room_key }}"
             resume_key = "{{ .resume_key }}"
+            {{ end }}
+            {{ if nomadVarExists "nomad/jobs/turn-${var.region}" }}{{ with nomadVar "nomad/jobs/turn-${var.region}" }}
+            turn_secret = "{{ .secret }}"
+            {{ end }}
+            turn_servers = [{{ range service "region-${var.region}.plenum-turn|any" }}"{{ or .ServiceMeta.public_ip .Address }}:{{ .Port }}", {{ end }}]
             {{ end }}
             consul_servers = [{{ range service "consul|any" }}"http://{{ .Address }}:8500", {{ end }}]
           }
