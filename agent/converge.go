@@ -19,6 +19,7 @@ type work struct {
 	view
 	vault   *pki.Vault // on server hosts
 	release string     // of this binary, told to the join service
+	shares  []string   // of Vault's key, while init runs and people will have them
 }
 
 // patience is how long each part may take to be ready.
@@ -197,6 +198,9 @@ func (w *work) unseal(ctx context.Context) error {
 	st, err := w.vault.Status(ctx)
 	if err != nil || !st.Initialized || !st.Sealed {
 		return err
+	}
+	if len(w.shares) > 0 {
+		return w.vault.Unseal(ctx, w.shares...)
 	}
 	keys, err := pki.LoadKeys(w.pki().KeyFile)
 	if err != nil || len(keys.Unseal) == 0 {

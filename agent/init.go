@@ -232,6 +232,7 @@ func (w *work) foundHost(ctx context.Context, f Founding, release string) error 
 	if w.cfg.Unseal == "shamir" {
 		cfg.Shares, cfg.Threshold = 5, 3
 		cfg.HandOut = func(shares []string) error {
+			w.shares = shares[:cfg.Threshold] // Vault is restarted before this is over
 			w.hand.say("five shares of Vault's key, three open it; they are shown this once:\n%s", strings.Join(shares, "\n"))
 			return nil
 		}

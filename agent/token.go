@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -173,6 +174,7 @@ func adminCommand(release string) *cobra.Command {
 func caCommand(release string) *cobra.Command {
 	root := &cobra.Command{Use: "ca", Short: "Rotate the cluster's keys (on a server host)"}
 	var force bool
+	var shares []string
 	rotate := server(release, &cobra.Command{Use: "rotate trust|issue|retire|gossip", Short: "Take the rotation of all CAs one stage on", Args: cobra.ExactArgs(1),
 		Long: `Rotate the CAs in three stages, so that no two hosts ever lose each other: trust makes new ones and has
 every host believe both; issue signs by the new ones; retire forgets the old ones. Each waits until every
@@ -181,9 +183,10 @@ host has renewed since the last. gossip changes Consul's gossip key at once.`},
 			if args[0] == "gossip" {
 				return a.RotateGossip(ctx, who)
 			}
-			return a.RotateCA(ctx, pki.Stage(args[0]), who, force)
+			return a.RotateCA(ctx, pki.Stage(args[0]), who, force, shares...)
 		})
 	rotate.Flags().BoolVar(&force, "force", false, "go on though hosts have not renewed; they come back by their host keys")
+	rotate.Flags().StringArrayVar(&shares, "share", nil, "a share of Vault's key, where people hold it; three times")
 	root.AddCommand(rotate)
 	return root
 }
@@ -203,7 +206,11 @@ func unsealCommand(release string) *cobra.Command {
 		}
 		ctx, cancel := context.WithTimeout(cmd.Context(), patience)
 		defer cancel()
-		if err := v.Unseal(ctx, args...); err != nil {
+		switch err := v.Unseal(ctx, args...); {
+		case errors.Is(err, pki.ErrShares) && len(args) > 0: // each of several people gives one
+			c.say("%v", err)
+			return nil
+		case err != nil:
 			return err
 		}
 		c.say("Vault is open")

@@ -201,10 +201,13 @@ func (v *Vault) Unseal(ctx context.Context, shares ...string) error {
 		}
 	}
 	if st.Sealed {
-		return fmt.Errorf("%w: %d of %d shares of the unseal key are given", ErrSealed, st.Progress, st.T)
+		return fmt.Errorf("%w: %w: %d of %d are given", ErrSealed, ErrShares, st.Progress, st.T)
 	}
 	return v.await(ctx)
 }
+
+// ErrShares is a Vault that needs more shares of its key to open.
+var ErrShares = errors.New("more shares of the unseal key are needed")
 
 // await returns when Vault has a leader and answers.
 func (v *Vault) await(ctx context.Context) error {

@@ -255,6 +255,9 @@ func (v *Vault) RemovePeer(ctx context.Context, host string) error {
 	if err != nil {
 		return err
 	}
+	if s == nil { // it loses or gets its leader just now
+		return fmt.Errorf("%w: no leader", ErrSealed)
+	}
 	b, err := json.Marshal(s.Data["config"])
 	if err != nil {
 		return err
