@@ -195,10 +195,6 @@ func (c *command) list(kind, head string, row func(Instance) string) *cobra.Comm
 const drainLong = `%s The exit status is 0 when nobody is left, 2 when the
 deadline came before, and 3 when Ctrl-C took it back.`
 
-func drain(ctx context.Context, cluster *Cluster, job string, d Drain) error {
-	return cluster.Drain(ctx, job, d)
-}
-
 func shardCommand(connect func(string) (*Cluster, error)) *cobra.Command {
 	c := &command{connect: connect}
 	var region string

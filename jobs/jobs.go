@@ -47,7 +47,7 @@ const (
 var ErrName = errors.New("want a-z, 0-9 and inner hyphens, at most 40 of them")
 
 // ErrNotYet is returned for hosts that have just joined.
-var ErrNotYet = errors.New("Nomad does not run there yet; try again in some seconds")
+var ErrNotYet = errors.New("there is no node of it yet; try again in some seconds")
 
 var validName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$`)
 
