@@ -106,7 +106,7 @@ func forbidden(s source, name string) string {
 }
 
 // translators are the bridge's files that turn what the wire says into calls of the engine and back.
-var translators = []string{"bridge/control.go", "bridge/channel.go", "bridge/xmpp.go", "bridge/http.go"}
+var translators = []string{"bridge/control.go", "bridge/channel.go", "bridge/xmpp.go", "bridge/http.go", "bridge/paths.go"}
 
 func TestImportRule(t *testing.T) {
 	for _, s := range sources(t) {
