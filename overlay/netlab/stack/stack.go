@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -149,12 +150,25 @@ func prepare(t netlab.TB, n int) (*Server, []int) {
 	if err != nil {
 		t.Fatalf("%v", err)
 	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	t.Cleanup(func() {
+		unmount(dir)
+		_ = os.RemoveAll(dir)
+	})
 	ports, err := freePorts(n)
 	if err != nil {
 		t.Fatalf("%v", err)
 	}
 	return &Server{Address: fmt.Sprintf("127.0.0.1:%d", ports[0]), Dir: dir, t: t, done: make(chan struct{})}, ports
+}
+
+// unmount takes away what Nomad has mounted below dir for its tasks, and leaves when it is killed.
+func unmount(dir string) {
+	b, _ := os.ReadFile("/proc/self/mounts")
+	for _, line := range slices.Backward(slices.Collect(strings.Lines(string(b)))) {
+		if f := strings.Fields(line); len(f) > 1 && strings.HasPrefix(f[1], dir+"/") {
+			_ = syscall.Unmount(f[1], syscall.MNT_DETACH)
+		}
+	}
 }
 
 // freePorts finds ports that are free for TCP and UDP. They stay taken until all are found.
