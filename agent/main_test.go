@@ -175,6 +175,9 @@ func (b *box) plenum(args ...string) string {
 	out, err := b.try(nil, args...)
 	if err != nil {
 		b.confess()
+		if b.c.first != b && b.c.first != nil {
+			b.c.first.confess()
+		}
 		b.c.t.Fatalf("%s: plenum %s: %v\n%s", b.Name(), strings.Join(args, " "), err, out)
 	}
 	return out

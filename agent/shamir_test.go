@@ -37,10 +37,10 @@ func TestShamir(t *testing.T) {
 			return nil
 		})
 	}
-	if sent, lost := flow.halt(); lost > 0 || sent < 100 {
-		t.Errorf("%d of %d packets lost while the CAs were rotated", lost, sent)
-	} else {
-		t.Logf("0 of %d packets lost while the CAs were rotated", sent)
+	sent, lost := flow.halt()
+	t.Logf("%d of %d packets lost while the CAs were rotated", lost, sent)
+	if lost > 1 || sent < 100 { // the last may be on its way
+		t.Errorf("too many")
 	}
 	srv.KillAll()
 	srv.reboot()
