@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -22,7 +21,7 @@ import (
 func (l *lab) nomadClient(t *testing.T, name, pool, introduction string) *process {
 	t.Helper()
 	dir := t.TempDir()
-	t.Cleanup(func() { unmountBelow(dir) }) // a client that is killed leaves its tasks' secrets mounted
+	t.Cleanup(func() { stack.Sweep(dir) })
 	p := ports(t, 2)
 	type object = map[string]any
 	if introduction != "" {
@@ -198,17 +197,6 @@ func (l *lab) drain(t *testing.T, k keyring) {
 	_, err = l.client(l.first).Retire(ctx, request("s1", l.first))
 	wantRefusal(t, "the last server", ReasonBad, err)
 	wantRefusal(t, "revoking the last server", ReasonBad, l.admin.Revoke(ctx, "s1", "", false))
-}
-
-// unmountBelow unmounts everything below a folder, the deepest first.
-func unmountBelow(dir string) {
-	b, _ := os.ReadFile("/proc/self/mounts")
-	lines := slices.Collect(strings.Lines(string(b)))
-	for _, line := range slices.Backward(lines) {
-		if f := strings.Fields(line); len(f) > 1 && strings.HasPrefix(f[1], dir+"/") {
-			_ = syscall.Unmount(f[1], syscall.MNT_DETACH)
-		}
-	}
 }
 
 // workloads runs a shard's task and one of another job, and tries what the shard's may do in Consul.

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -151,7 +152,7 @@ func prepare(t netlab.TB, n int) (*Server, []int) {
 		t.Fatalf("%v", err)
 	}
 	t.Cleanup(func() {
-		unmount(dir)
+		Sweep(dir)
 		_ = os.RemoveAll(dir)
 	})
 	ports, err := freePorts(n)
@@ -161,10 +162,19 @@ func prepare(t netlab.TB, n int) (*Server, []int) {
 	return &Server{Address: fmt.Sprintf("127.0.0.1:%d", ports[0]), Dir: dir, t: t, done: make(chan struct{})}, ports
 }
 
-// unmount takes away what Nomad has mounted below dir for its tasks, and leaves when it is killed.
-func unmount(dir string) {
-	b, _ := os.ReadFile("/proc/self/mounts")
-	for _, line := range slices.Backward(slices.Collect(strings.Lines(string(b)))) {
+// Sweep ends what a Nomad that was killed leaves behind: executors and tasks that have dir in their command lines, and
+// what it has mounted below dir for its tasks.
+func Sweep(dir string) {
+	all, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, path := range all {
+		line, err := os.ReadFile(path)
+		pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+		if err == nil && pid != os.Getpid() && bytes.Contains(line, []byte(dir+"/")) {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+	}
+	mounts, _ := os.ReadFile("/proc/self/mounts")
+	for _, line := range slices.Backward(slices.Collect(strings.Lines(string(mounts)))) {
 		if f := strings.Fields(line); len(f) > 1 && strings.HasPrefix(f[1], dir+"/") {
 			_ = syscall.Unmount(f[1], syscall.MNT_DETACH)
 		}
