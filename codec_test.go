@@ -2,6 +2,8 @@ package main
 
 import (
 	"fmt"
+	"io"
+	"net/http"
 	"testing"
 )
 
@@ -23,12 +25,29 @@ func (p *tab) uses(codec string) {
 	})()`, codec), mediaLimit)
 }
 
+// traced logs what the bridge knows of a room when a test has failed.
+func traced(t *testing.T, url string) {
+	if !t.Failed() {
+		return
+	}
+	res, err := http.Get(url)
+	if err != nil {
+		t.Log(err)
+		return
+	}
+	defer res.Body.Close()
+	text, _ := io.ReadAll(res.Body)
+	t.Logf("%s: %s", url, text)
+}
+
 // TestCodecs has two Chromium tabs call each other in every codec that the bridge forwards.
 func TestCodecs(t *testing.T) {
 	b := newBrowser(t)
 	for _, codec := range []string{"vp8", "vp9", "av1", "h264"} {
 		t.Run(codec, func(t *testing.T) {
-			room := startDev(t, prefers(codec)).HTTP + "/codec"
+			dev := startDev(t, prefers(codec))
+			t.Cleanup(func() { traced(t, dev.Metrics+"/debug/rooms/codec") })
+			room := dev.HTTP + "/codec"
 			ann := b.open(t, "ann", room, css(red))
 			defer ann.stop()
 			ann.until("plenum.id", joinLimit)

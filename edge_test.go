@@ -91,7 +91,7 @@ var insecure = &tls.Config{InsecureSkipVerify: true}
 // owner asks, as clients do to keep their socket's place, where a room is.
 func (g *portal) owner(room string) (code int, shard string) {
 	g.t.Helper()
-	c := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{TLSClientConfig: insecure, ForceAttemptHTTP2: true, DisableKeepAlives: true}}
+	c := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{TLSClientConfig: insecure.Clone(), ForceAttemptHTTP2: true, DisableKeepAlives: true}}
 	res, err := c.Get(g.tls + "/xmpp-websocket?room=" + url.QueryEscape(room))
 	if err != nil {
 		return 0, err.Error()
@@ -103,7 +103,7 @@ func (g *portal) owner(room string) (code int, shard string) {
 
 // request asks for a conference by way of the edge, and so opens a room.
 func (g *portal) request(room string) error {
-	c := &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{TLSClientConfig: insecure, ForceAttemptHTTP2: true, DisableKeepAlives: true}}
+	c := &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{TLSClientConfig: insecure.Clone(), ForceAttemptHTTP2: true, DisableKeepAlives: true}}
 	body := fmt.Sprintf(`{"room": %q}`, room+"@conference.localhost")
 	res, err := c.Post(g.tls+"/conference-request/v1?room="+url.QueryEscape(room), "application/json", strings.NewReader(body))
 	if err != nil {
@@ -334,6 +334,10 @@ func TestEdgeRestarts(t *testing.T) {
 	same("HAProxy restarted without the process")
 	g.edge.start()
 	awaitThat(t, "the process is back", func() bool { return g.edge.metric(`plenum_edge_servers{backend="shards"}`) == 3 })
+	awaitThat(t, "HAProxy asks the process", func() bool {
+		g.owner("room0")
+		return g.edge.metric("plenum_edge_places_total") > 0
+	})
 	before := handed()
 	if before == 0 {
 		t.Error("without the process no request went to another shard")

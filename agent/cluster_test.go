@@ -273,12 +273,16 @@ type flow struct {
 }
 
 func (c *cluster) flow(from *box, target string) *flow {
-	return &flow{c, from.Start("ping", "-n", "-q", "-i", "0.02", "-W", "5", target)}
+	return &flow{c, from.Start("ping", "-n", "-i", "0.02", "-W", "5", target)}
 }
 
-var pingSummary = regexp.MustCompile(`(\d+) packets transmitted, (\d+) received`)
+var (
+	pingAnswer  = regexp.MustCompile(`icmp_seq=(\d+) ttl=.*ms\n`)
+	pingSummary = regexp.MustCompile(`(\d+) packets transmitted`)
+)
 
-// halt says how many questions were asked and how many had no answer.
+// halt says how many questions were asked, and how many of them had no answer. Those of the last half second may be on
+// their way yet and do not count.
 func (f *flow) halt() (sent, lost int) {
 	f.c.t.Helper()
 	check(f.c.t, f.p.Signal(os.Interrupt))
@@ -287,7 +291,12 @@ func (f *flow) halt() (sent, lost int) {
 	if m == nil {
 		f.c.t.Fatalf("ping wrote %q", f.p.Output()[max(0, len(f.p.Output())-500):])
 	}
-	sent, _ = strconv.Atoi(m[1])
-	got, _ := strconv.Atoi(m[2])
-	return sent, sent - got
+	all, _ := strconv.Atoi(m[1])
+	answered := map[int]bool{}
+	for _, m := range pingAnswer.FindAllStringSubmatch(f.p.Output(), -1) {
+		n, _ := strconv.Atoi(m[1])
+		sent, answered[n] = max(sent, n), true
+	}
+	sent = max(sent, all-25)
+	return sent, sent - len(answered)
 }
