@@ -20,7 +20,7 @@ func css(c [3]int) string { return fmt.Sprintf("rgb(%d,%d,%d)", c[0], c[1], c[2]
 
 const (
 	joinLimit  = 10 * time.Second
-	mediaLimit = 20 * time.Second // pictures on two shared cores under the race detector
+	mediaLimit = 45 * time.Second // pictures on two shared cores beside other tests, or under the race detector
 	soon       = 5 * time.Second
 )
 
