@@ -13,7 +13,7 @@ import (
 )
 
 // startDev runs plenum dev in this process on free ports of the loopback and stops it at the end of the test.
-func startDev(t *testing.T, change ...func(*devOptions)) readyFile {
+func startDev(t testing.TB, change ...func(*devOptions)) readyFile {
 	t.Helper()
 	ready := filepath.Join(t.TempDir(), "ready.json")
 	const free = "127.0.0.1:0"

@@ -50,7 +50,7 @@ func joinAll(t *testing.T, url, room string, n int) []*client.Participant {
 }
 
 // await waits until what p has seen satisfies f.
-func await(t *testing.T, p *client.Participant, limit time.Duration, what string, f func(client.Stats) bool) {
+func await(t testing.TB, p *client.Participant, limit time.Duration, what string, f func(client.Stats) bool) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
