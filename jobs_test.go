@@ -125,18 +125,6 @@ func newEstate(t *testing.T) *estate {
 	return e
 }
 
-// executors counts the processes that stand between a Nomad and its tasks, and outlive it.
-func executors(data string) (n int) {
-	all, _ := filepath.Glob("/proc/[0-9]*/cmdline")
-	for _, path := range all {
-		line, _ := os.ReadFile(path)
-		if bytes.Contains(line, []byte("\x00executor\x00")) && bytes.Contains(line, []byte(data)) {
-			n++
-		}
-	}
-	return n
-}
-
 // confess prints what an allocation's tasks wrote last.
 func (e *estate) confess(a *api.AllocationListStub) {
 	for task, s := range a.TaskStates {

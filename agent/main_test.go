@@ -70,8 +70,8 @@ func plenumCommand() *cobra.Command {
 	logger := func(string, string) (*slog.Logger, error) { return slog.New(slog.NewTextHandler(os.Stderr, nil)), nil }
 	o := overlay.Options{Backends: map[string]func(*slog.Logger) overlay.Backend{"nebula": nebula.New, "wireguard": wireguard.New}}
 	run := &cobra.Command{Use: "run"}
-	ov := &cobra.Command{Use: "overlay", RunE: func(c *cobra.Command, _ []string) (err error) {
-		o.Log, err = logger("", "")
+	ov := &cobra.Command{Use: "overlay", RunE: func(c *cobra.Command, _ []string) error {
+		o.Log, _ = logger("", "")
 		return overlay.Run(c.Context(), o)
 	}}
 	own := flag.NewFlagSet("overlay", flag.ContinueOnError)

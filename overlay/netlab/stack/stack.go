@@ -162,14 +162,15 @@ func prepare(t netlab.TB, n int) (*Server, []int) {
 	return &Server{Address: fmt.Sprintf("127.0.0.1:%d", ports[0]), Dir: dir, t: t, done: make(chan struct{})}, ports
 }
 
-// Sweep ends what a Nomad that was killed leaves behind: executors and tasks that have dir in their command lines, and
-// what it has mounted below dir for its tasks.
+// Sweep ends what a Nomad that was killed leaves behind: executors and tasks that have dir in their command lines or work
+// in it, and what it has mounted below dir for its tasks.
 func Sweep(dir string) {
 	all, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, path := range all {
 		line, err := os.ReadFile(path)
 		pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(path)))
-		if err == nil && pid != os.Getpid() && bytes.Contains(line, []byte(dir+"/")) {
+		cwd, _ := os.Readlink(filepath.Join(filepath.Dir(path), "cwd"))
+		if err == nil && pid != os.Getpid() && (bytes.Contains(line, []byte(dir+"/")) || strings.HasPrefix(cwd, dir)) {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
 	}
