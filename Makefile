@@ -5,7 +5,7 @@ need = command -v $(1) >/dev/null 2>&1 || { echo "installing $(2), which provide
 	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(2) >/dev/null; }
 # What tests need besides Go: browsers, and what makes test hosts. Tests that need root fail without it here
 # instead of being left out.
-needs = $(call need,chromium,chromium); $(call need,firefox-esr,firefox-esr); $(call need,ip,iproute2); $(call need,ping,iputils-ping); $(call need,nft,nftables); $(call need,haproxy,haproxy); $(call need,turnserver,coturn); $(call need,ffmpeg,ffmpeg)
+needs = $(call need,chromium,chromium); $(call need,firefox-esr,firefox-esr); $(call need,ip,iproute2); $(call need,ping,iputils-ping); $(call need,pgrep,procps); $(call need,nft,nftables); $(call need,haproxy,haproxy); $(call need,turnserver,coturn); $(call need,ffmpeg,ffmpeg)
 TESTFLAGS ?= -shuffle=on -timeout 20m
 # The real servers that tests run against; tools/build keeps them in the user's cache. Nomad has some C in it.
 servers = $(call need,gcc,gcc libc6-dev); for s in consul vault nomad pebble prometheus promtool jobspec; do tools/build $$s >/dev/null || exit 1; done
