@@ -266,10 +266,8 @@ node_prefix "" { policy = "read" }
 service_prefix "" { policy = "read" }
 `
 	edgeRules = `
-key_prefix "plenum/rooms/" { policy = "read" }
-key_prefix "plenum/pins/" { policy = "read" }
-key_prefix "plenum/edge/" { policy = "write" }
-key "plenum/cluster" { policy = "read" }
+key_prefix "plenum/bans/" { policy = "read" }
+key_prefix "plenum/certificates/" { policy = "write" }
 session_prefix "" { policy = "write" }
 node_prefix "" { policy = "read" }
 service_prefix "" { policy = "read" }
