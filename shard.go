@@ -186,10 +186,8 @@ func (o *clusterOptions) check() error {
 		return errors.New("--turn-server needs --turn-secret SECRET: the one of the servers")
 	}
 	for _, e := range o.edges {
-		if _, err := netip.ParsePrefix(e); err != nil {
-			if _, err := netip.ParseAddr(e); err != nil {
-				return fmt.Errorf("--edge %s: want a prefix such as 10.77.0.0/16, or an address", e)
-			}
+		if _, err := parsePrefix(e); err != nil {
+			return fmt.Errorf("--edge %s: want a prefix such as 10.77.0.0/16, or an address", e)
 		}
 	}
 	return checkAddresses(address{"handover", o.address, "10.77.0.3:8000", true})
@@ -208,13 +206,18 @@ func (o *clusterOptions) services() (all []signaling.Service) {
 
 func (o *clusterOptions) prefixes() (all []netip.Prefix) {
 	for _, e := range o.edges {
-		p, err := netip.ParsePrefix(e)
-		if a, aerr := netip.ParseAddr(e); err != nil && aerr == nil {
-			p = netip.PrefixFrom(a, a.BitLen())
-		}
+		p, _ := parsePrefix(e) // checked
 		all = append(all, p)
 	}
 	return all
+}
+
+// parsePrefix reads a prefix, or an address as the prefix of it alone.
+func parsePrefix(s string) (netip.Prefix, error) {
+	if a, err := netip.ParseAddr(s); err == nil {
+		return netip.PrefixFrom(a, a.BitLen()), nil
+	}
+	return netip.ParsePrefix(s)
 }
 
 func runSignalingCommand() *cobra.Command {

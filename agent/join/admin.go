@@ -384,16 +384,12 @@ func (s *Service) tokens(ctx context.Context) ([]TokenInfo, error) {
 	if err != nil {
 		return nil, err
 	}
-	values, err := st.list(ctx, tokensPrefix)
+	states, err := everything[tokenState](ctx, st, tokensPrefix)
 	if err != nil {
 		return nil, err
 	}
 	all := []TokenInfo{}
-	for _, b := range values {
-		var t tokenState
-		if err := json.Unmarshal(b, &t); err != nil {
-			return nil, err
-		}
+	for _, t := range states {
 		all = append(all, t.info(s.cfg.Now()))
 	}
 	slices.SortFunc(all, func(a, b TokenInfo) int { return b.Made.Compare(a.Made) })
@@ -434,7 +430,7 @@ func (s *Service) hostList(ctx context.Context) ([]HostInfo, error) {
 	if err != nil {
 		return nil, err
 	}
-	values, err := st.list(ctx, statesPrefix)
+	states, err := everything[hostState](ctx, st, statesPrefix)
 	if err != nil {
 		return nil, err
 	}
@@ -443,11 +439,7 @@ func (s *Service) hostList(ctx context.Context) ([]HostInfo, error) {
 		generation = t.Generation
 	}
 	all := []HostInfo{}
-	for _, name := range slices.Sorted(maps.Keys(values)) {
-		var h hostState
-		if err := json.Unmarshal(values[name], &h); err != nil {
-			return nil, err
-		}
+	for _, h := range states {
 		i := HostInfo{Host: h.Host, Region: h.Region, Roles: h.Roles, Release: h.Facts.Release, Arch: h.Facts.Arch, Control: address(c.Control, h.Number).Addr(),
 			Media: address(c.Media, h.Number).Addr(), Admin: h.Admin, Joined: h.Joined, Renewed: h.Renewed, Expires: h.Expires, State: "member", Node: h.Node, Late: h.Generation < generation}
 		if h.Left {
@@ -466,19 +458,7 @@ func (s *Service) admins(ctx context.Context) ([]AdminInfo, error) {
 	if err != nil {
 		return nil, err
 	}
-	values, err := st.list(ctx, adminsPrefix)
-	if err != nil {
-		return nil, err
-	}
-	all := []AdminInfo{}
-	for _, name := range slices.Sorted(maps.Keys(values)) {
-		var a AdminInfo
-		if err := json.Unmarshal(values[name], &a); err != nil {
-			return nil, err
-		}
-		all = append(all, a)
-	}
-	return all, nil
+	return everything[AdminInfo](ctx, st, adminsPrefix)
 }
 
 // AdminAdd makes a person an admin, with tokens of their own for Consul and Nomad, which only their age key opens. Init

@@ -24,6 +24,7 @@ import (
 	"github.com/slackhq/nebula/cert"
 
 	"plenum/agent/pki"
+	"plenum/overlay/netlab/stack"
 )
 
 // A cut stands between the service and Consul and lets so many requests through; the answer to the last one is lost,
@@ -39,7 +40,7 @@ func newCut(t *testing.T, to string) (*cut, string) {
 	proxy.Transport = &http.Transport{DisableKeepAlives: true}
 	c := &cut{Handler: proxy}
 	c.left.Store(1 << 30)
-	at := fmt.Sprintf("127.0.0.1:%d", ports(t, 1)[0])
+	at := fmt.Sprintf("127.0.0.1:%d", stack.Ports(t, 1)[0])
 	s := &http.Server{Addr: at, Handler: c}
 	done := make(chan struct{})
 	go func() { defer close(done); _ = s.ListenAndServe() }()

@@ -89,20 +89,6 @@ func (p *process) kill() {
 	<-p.done
 }
 
-func ports(t testing.TB, n int) []int {
-	t.Helper()
-	var all []int
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer l.Close()
-		all = append(all, l.Addr().(*net.TCPAddr).Port)
-	}
-	return all
-}
-
 func write(t testing.TB, path string, v any) string {
 	t.Helper()
 	b, err := json.Marshal(v)
@@ -182,7 +168,7 @@ func newLab(t testing.TB, o options) *lab {
 	if l.person, err = age.GenerateX25519Identity(); err != nil {
 		t.Fatal(err)
 	}
-	p := ports(t, 11)
+	p := stack.Ports(t, 11)
 	l.vaultAt = fmt.Sprintf("http://127.0.0.1:%d", p[0])
 	l.startVault(p[0], p[1])
 	cluster := Cluster{Name: "test", Control: netip.MustParsePrefix("10.99.0.0/16"), Media: netip.MustParsePrefix("10.98.0.0/16")}

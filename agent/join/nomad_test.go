@@ -22,7 +22,7 @@ func (l *lab) nomadClient(t *testing.T, name, pool, introduction string) *proces
 	t.Helper()
 	dir := t.TempDir()
 	t.Cleanup(func() { stack.Sweep(dir) })
-	p := ports(t, 2)
+	p := stack.Ports(t, 2)
 	type object = map[string]any
 	if introduction != "" {
 		if err := os.MkdirAll(filepath.Join(dir, "data", "client"), 0o700); err != nil {

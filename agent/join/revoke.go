@@ -102,27 +102,11 @@ func (s *Service) late(ctx context.Context, st store) ([]string, error) {
 
 // hosts are those that neither left nor were revoked, by name.
 func (s *Service) hosts(ctx context.Context, st store) ([]hostState, error) {
-	states, err := st.list(ctx, statesPrefix)
+	all, err := everything[hostState](ctx, st, statesPrefix)
 	if err != nil {
 		return nil, err
 	}
-	var all []hostState
-	for _, b := range states {
-		var h hostState
-		if err := json.Unmarshal(b, &h); err != nil {
-			return nil, err
-		}
-		if !h.Left && !h.Revoked {
-			all = append(all, h)
-		}
-	}
-	slices.SortFunc(all, func(a, b hostState) int {
-		if a.Host < b.Host {
-			return -1
-		}
-		return 1
-	})
-	return all, nil
+	return slices.DeleteFunc(all, func(h hostState) bool { return h.Left || h.Revoked }), nil
 }
 
 // tidy does what could not be done at once, and forgets what nobody needs: credentials of servers that were put out while

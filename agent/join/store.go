@@ -5,8 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"path"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/consul/api"
@@ -88,14 +90,7 @@ func (h *hostState) prune(now time.Time) {
 	h.Certificates = keep
 }
 
-func (h *hostState) is(role string) bool {
-	for _, r := range h.Roles {
-		if r == role {
-			return true
-		}
-	}
-	return false
-}
+func (h *hostState) is(role string) bool { return slices.Contains(h.Roles, role) }
 
 // errNoQuorum is Consul without a leader, or without an agent.
 var errNoQuorum = errors.New("Consul has no leader now")
@@ -170,6 +165,21 @@ func (s store) list(ctx context.Context, prefix string) (map[string][]byte, erro
 	all := make(map[string][]byte, len(pairs))
 	for _, p := range pairs {
 		all[path.Base(p.Key)] = p.Value
+	}
+	return all, nil
+}
+
+// everything reads all values below prefix in the order of their keys.
+func everything[T any](ctx context.Context, s store, prefix string) ([]T, error) {
+	values, err := s.list(ctx, prefix)
+	if err != nil {
+		return nil, err
+	}
+	all := make([]T, len(values))
+	for i, key := range slices.Sorted(maps.Keys(values)) {
+		if err := json.Unmarshal(values[key], &all[i]); err != nil {
+			return nil, err
+		}
 	}
 	return all, nil
 }

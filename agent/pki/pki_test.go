@@ -39,7 +39,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 func vault(t *testing.T) (address string, restart func(...bool)) {
 	t.Helper()
 	dir := t.TempDir()
-	ports := freePorts(t, 2)
+	ports := stack.Ports(t, 2)
 	address = fmt.Sprintf("http://127.0.0.1:%d", ports[0])
 	file := filepath.Join(dir, "vault.hcl")
 	err := os.WriteFile(file, fmt.Appendf(nil, `
@@ -102,19 +102,6 @@ listener "tcp" {
 			start()
 		}
 	}
-}
-
-func freePorts(t *testing.T, n int) (ports []int) {
-	t.Helper()
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer l.Close()
-		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
-	}
-	return ports
 }
 
 func config(t *testing.T, address string) Config {

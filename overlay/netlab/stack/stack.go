@@ -155,10 +155,7 @@ func prepare(t netlab.TB, n int) (*Server, []int) {
 		Sweep(dir)
 		_ = os.RemoveAll(dir)
 	})
-	ports, err := freePorts(n)
-	if err != nil {
-		t.Fatalf("%v", err)
-	}
+	ports := Ports(t, n)
 	return &Server{Address: fmt.Sprintf("127.0.0.1:%d", ports[0]), Dir: dir, t: t, done: make(chan struct{})}, ports
 }
 
@@ -182,16 +179,17 @@ func Sweep(dir string) {
 	}
 }
 
-// freePorts finds ports that are free for TCP and UDP. They stay taken until all are found.
-func freePorts(n int) ([]int, error) {
+// Ports finds n ports of 127.0.0.1 that are free for TCP and UDP just now. They stay taken until all are found.
+func Ports(t netlab.TB, n int) []int {
+	t.Helper()
 	var ports []int
 	for range 100 * n {
 		if len(ports) == n {
-			return ports, nil
+			return ports
 		}
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
-			return nil, err
+			t.Fatalf("%v", err)
 		}
 		defer l.Close()
 		port := l.Addr().(*net.TCPAddr).Port
@@ -202,7 +200,8 @@ func freePorts(n int) ([]int, error) {
 		defer u.Close()
 		ports = append(ports, port)
 	}
-	return nil, fmt.Errorf("no %d ports are free on 127.0.0.1", n)
+	t.Fatalf("no %d ports are free on 127.0.0.1", n)
+	return nil
 }
 
 func (s *Server) write(name, text string) string {
