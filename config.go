@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/hashicorp/hcl/v2"
@@ -110,13 +111,16 @@ func readFile(path string, settings []setting) ([]attribute, error) {
 	if diags.HasErrors() {
 		return nil, explain(diags)
 	}
-	content, diags := file.Body.Content(schema(settings))
+	content, diags := file.Body.Content(schema())
 	if diags.HasErrors() {
 		return nil, explain(diags)
 	}
 	var all []attribute
 	for _, block := range content.Blocks {
 		if block.Type == "account" {
+			if !slices.ContainsFunc(settings, func(s setting) bool { return s.flag == "account" && s.room == "signaling" }) {
+				continue
+			}
 			a, err := accountAttribute(block)
 			if err != nil {
 				return nil, err
@@ -131,6 +135,9 @@ func readFile(path string, settings []setting) ([]attribute, error) {
 				of.Attributes = append(of.Attributes, hcl.AttributeSchema{Name: s.field})
 				flags[s.field] = s.flag
 			}
+		}
+		if len(flags) == 0 {
+			continue // another room's
 		}
 		inner, diags := block.Body.Content(of)
 		if diags.HasErrors() {
@@ -147,15 +154,14 @@ func readFile(path string, settings []setting) ([]attribute, error) {
 	return all, nil
 }
 
-// schema lists the blocks a file may have: one for each room, and account "NAME" { password = "…" }.
-func schema(settings []setting) *hcl.BodySchema {
+// blocks are what a file may have: one for each room, of which a command reads its own, and what is said of all.
+var blocks = []string{"agent", "overlay", "signaling", "bridge", "edge", "jobs", "dev", "log"}
+
+// schema lists the blocks, and account "NAME" { password = "…" }, which belongs to signaling.
+func schema() *hcl.BodySchema {
 	root := &hcl.BodySchema{Blocks: []hcl.BlockHeaderSchema{{Type: "account", LabelNames: []string{"name"}}}}
-	seen := map[string]bool{}
-	for _, s := range settings {
-		if !seen[s.room] {
-			seen[s.room] = true
-			root.Blocks = append(root.Blocks, hcl.BlockHeaderSchema{Type: s.room})
-		}
+	for _, b := range blocks {
+		root.Blocks = append(root.Blocks, hcl.BlockHeaderSchema{Type: b})
 	}
 	return root
 }
