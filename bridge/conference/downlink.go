@@ -17,9 +17,11 @@ const (
 	paceTick = 5 * time.Millisecond
 	// followEvery bounds how often layers are chosen anew because somebody's way has changed.
 	followEvery = 10 * time.Millisecond
-	// Bursts go out faster than the estimate by paceFactor, and by calmFactor where no queue has been seen of late.
+	// Bursts go out faster than the estimate by paceFactor. Where no queue has been seen of late it is calmFactor, or a share
+	// of what earlier bursts have shown of the path: the estimate is never much more than what is wanted.
 	paceFactor = 1.5
 	calmFactor = 2.5
+	burstShare = 0.75
 	// firstLimit is for the moment in which an estimate is still to come, in bits per second.
 	firstLimit = 2_500_000
 	firstFor   = time.Second
@@ -235,11 +237,15 @@ func (e *Endpoint) rebudget(now time.Time) {
 		return
 	}
 	if bps := d.est.Bitrate(); bps != estimate.Unlimited {
-		factor := paceFactor
-		if d.est.Calm() {
-			factor = calmFactor
+		rate := paceFactor * float64(bps)
+		switch burst := d.est.Burst(); {
+		case !d.est.Calm():
+		case burst > 0:
+			rate = max(rate, burstShare*float64(burst))
+		default:
+			rate = calmFactor * float64(bps)
 		}
-		d.pace.Limit(int64(factor * float64(bps)))
+		d.pace.Limit(int64(rate))
 	}
 	b := e.budget(now)
 	switch {

@@ -56,6 +56,7 @@ type Stats struct {
 	Bitrate  int64         // bits per second; Unlimited while nothing is known
 	Budget   int64         // what may be sent now
 	Arriving int64         // bits per second that arrived lately
+	Burst    int64         // bits per second at which packets that left together arrive; 0 unknown
 	Queue    time.Duration // how long packets wait on the path now
 	RTT      time.Duration // from sending to its feedback, the receiver's pause included
 	Loss     float64       // share of packets lately
@@ -93,6 +94,7 @@ type Estimator struct {
 
 	clock   arrivalClock
 	arrived rate
+	trains  trains
 	delay   delay
 	loss    loss
 	probes  probes
@@ -211,6 +213,10 @@ func (e *Estimator) Calm() bool { return !e.delay.over && (e.cutAt == 0 || e.at-
 
 const calmAfter = 30_000_000 // µs
 
+// Burst is how fast packets that leave together arrive, in bits per second, and so what the path carries for a moment; 0
+// while that is unknown.
+func (e *Estimator) Burst() int64 { return int64(e.trains.rate()) }
+
 // Loss is the share of packets that were lost lately, 0 to 1.
 func (e *Estimator) Loss() float64 { return e.loss.recent }
 
@@ -224,6 +230,7 @@ func (e *Estimator) RTT() time.Duration { return time.Duration(e.rtt) * time.Mic
 func (e *Estimator) Stats() Stats {
 	s := e.stats
 	s.Bitrate, s.Budget, s.Arriving = e.Bitrate(), e.Budget(), int64(e.arrived.over(400_000))
+	s.Burst = e.Burst()
 	s.Queue = time.Duration(e.delay.queue) * time.Microsecond
 	s.RTT, s.Loss, s.OwnLoss = e.RTT(), e.loss.recent, e.loss.own
 	s.Probes, s.Found = e.probes.count, e.probes.found
@@ -277,7 +284,7 @@ func (e *Estimator) returned(now time.Time) {
 // seen; a longer one is no queue.
 func (e *Estimator) Moved(now time.Time) {
 	e.fresh = e.history.next
-	e.delay, e.arrived, e.loss = delay{}, rate{}, loss{}
+	e.delay, e.arrived, e.loss, e.trains = delay{}, rate{}, loss{}, trains{}
 	e.before, e.capacity, e.cutAt, e.probing = 0, 0, 0, false
 	e.probes.anew(e.micros(now))
 }

@@ -90,6 +90,7 @@ func (e *Estimator) receivedAt(n int64, r *record, arrival, at micros) {
 	e.probes.received(n, int(r.size), arrival)
 	if !late && n >= e.fresh { // what was overtaken, or went another way, says nothing of a queue
 		e.delay.add(at-r.since(at), arrival, micros(r.burst)<<burstShift)
+		e.trains.add(n, r, arrival)
 	}
 }
 
