@@ -120,20 +120,20 @@ type nackTarget struct {
 
 // scratch is working memory that is borrowed for one call at a time.
 type scratch struct {
-	header     [512]byte
-	payload    [packet.MaxBytes + 2]byte
-	frame      codec.Frame
-	descriptor [codec.MaxDescriptor]byte
-	rtcp       [packet.MaxBytes]byte
-	seqs       []uint16
-	mappings   []Mapping
-	names      []string
-	sources    []allocate.Source
-	choices    []allocate.Source // of one receiver
-	allocator  allocate.Allocator
-	results    []allocate.Result
-	previous   []EndpointID
-	reports    []packet.Report
+	header    [512]byte
+	payload   [packet.MaxBytes + 2]byte
+	frame     codec.Frame
+	masks     masks
+	rtcp      [packet.MaxBytes]byte
+	seqs      []uint16
+	mappings  []Mapping
+	names     []string
+	sources   []allocate.Source
+	choices   []allocate.Source // of one receiver
+	allocator allocate.Allocator
+	results   []allocate.Result
+	previous  []EndpointID
+	reports   []packet.Report
 
 	receivers []*Endpoint
 }

@@ -18,6 +18,7 @@ const (
 	talkers = 3
 	noisy   = 20 // microphones that are on beside theirs
 	cameras = 5
+	keyEach = 25 // steps
 )
 
 // A crowd is a large room: three talk, some forgot to mute, five show themselves, everybody wants to see all of them.
@@ -26,7 +27,8 @@ type crowd struct {
 	bufs  []packet.Buf
 	steps int
 
-	flushes, ticks []time.Duration // what each took of the processor
+	// What each took of the processor; keys are those of flushes that had key frames.
+	flushes, ticks, keys []time.Duration
 }
 
 func newCrowd(t testing.TB, n int) *crowd {
@@ -43,7 +45,7 @@ func newCrowd(t testing.TB, n int) *crowd {
 	for range 200 {
 		x.step()
 	}
-	x.room.log, x.flushes, x.ticks = nil, nil, nil
+	x.room.log, x.flushes, x.ticks, x.keys = nil, nil, nil, nil
 	return x
 }
 
@@ -60,17 +62,20 @@ func (x *crowd) step() {
 	for i, c := range x.all[len(x.all)-cameras:] {
 		for part := range 2 {
 			b := &x.bufs[talkers+noisy+2*i+part]
-			c.compose(b, 0, part == 0, part == 1, x.steps%50 == 0, 1042)
+			c.compose(b, 0, part == 0, part == 1, x.steps%keyEach == 0, 1042)
 			c.e.ReceiveRTP(b, x.now)
 		}
 	}
-	x.steps++
 	begin := worked()
 	x.c.Flush(x.now)
 	flushed := worked()
 	x.now = x.now.Add(20 * time.Millisecond)
 	x.c.Tick(x.now)
 	x.flushes, x.ticks = append(x.flushes, flushed-begin), append(x.ticks, worked()-flushed)
+	if x.steps%keyEach == 0 {
+		x.keys = append(x.keys, flushed-begin)
+	}
+	x.steps++
 }
 
 // worked is how much processor time the thread has had: the machine may be busy with something else.
@@ -118,10 +123,13 @@ func TestCrowd(t *testing.T) {
 			t.Errorf("%s, who talks, is heard by %d", c.id, takers)
 		}
 	}
-	t.Logf("50: Flush %v, Tick %v; 500: Flush %v, Tick %v, at most %v and %v", middle(small.flushes), middle(small.ticks),
-		middle(large.flushes), middle(large.ticks), slices.Max(large.flushes), slices.Max(large.ticks))
+	t.Logf("50: Flush %v, Tick %v; 500: Flush %v, Tick %v, at most %v and %v, key frames %v", middle(small.flushes), middle(small.ticks),
+		middle(large.flushes), middle(large.ticks), slices.Max(large.flushes), slices.Max(large.ticks), slices.Min(large.keys))
 	if f, k := middle(large.flushes), middle(large.ticks); f > 40*middle(small.flushes) || k > 40*middle(small.ticks) {
 		t.Error("ten times as many cost more than forty times as much")
+	}
+	if k, f := slices.Min(large.keys), middle(large.flushes); k > 3*f {
+		t.Errorf("a key frame of each camera costs %v, other frames %v", k, f)
 	}
 	if n := testing.AllocsPerRun(50, large.step); n > 5 { // the test's own
 		t.Errorf("%v allocations in 20 ms", n)

@@ -223,6 +223,7 @@ func (c *Conference) Flush(now time.Time) {
 func (c *Conference) fanOut(src *source, now time.Time) {
 	if src.kind == Video {
 		level(src.batch)
+		c.scratch.masks.reset()
 	}
 	for _, o := range src.takers {
 		if !o.hold.IsZero() {

@@ -261,7 +261,7 @@ func (o *output) header(h packet.Header, in *packet.RTP, f *codec.Frame, off pro
 	if f.Numbering == codec.ByDescriptor && e.ext.DependencyDescriptor != 0 {
 		descriptor = in.Extension(o.source.owner.ext.DependencyDescriptor)
 		if f.Descriptor.HasStructure {
-			descriptor = codec.AppendMasked(e.c.scratch.descriptor[:0], descriptor, int(off.Layer))
+			descriptor = e.c.scratch.masks.of(descriptor, off.Layer)
 		}
 	}
 	b, x := packet.BeginExtensions(b, len(descriptor) > 16)
@@ -443,6 +443,7 @@ func (o *output) copyOf(seq uint16) (header, payload []byte, t tag) {
 	f := &e.c.scratch.frame
 	src.encodings[encoding].reader.Again(format.codec, b[2:], r.Extension(src.owner.ext.DependencyDescriptor), f)
 	project.Rewrite(b[2:], f, off)
+	e.c.scratch.masks.reset()
 	o.rtxSeq++
 	h := packet.Header{
 		PT: format.rtx, Marker: r.Marker() || project.Ends(f, off), Seq: o.rtxSeq, Timestamp: r.Timestamp() + off.Timestamp, SSRC: o.rtx,
