@@ -50,6 +50,26 @@ func candidatesOf(local, advertise []netip.AddrPort) []candidate {
 	return list
 }
 
+// families are those by which the public reaches candidates, "ipv4,ipv6" or one of them. It is empty when none is public:
+// then people are in the same network, and come by what they know.
+func families(list []candidate) string {
+	var all []string
+	for _, f := range []struct {
+		name string
+		is4  bool
+	}{{"ipv4", true}, {"ipv6", false}} {
+		if slices.ContainsFunc(list, func(c candidate) bool {
+			a := c.Addr.Addr().Unmap()
+			return a.Is4() == f.is4 && a.IsGlobalUnicast() && !a.IsPrivate() && !shared.Contains(a)
+		}) {
+			all = append(all, f.name)
+		}
+	}
+	return strings.Join(all, ",")
+}
+
+var shared = netip.MustParsePrefix("100.64.0.0/10") // RFC 6598: DS-Lite and its like
+
 // hostAddress is one address of the host with what decides about its use.
 type hostAddress struct {
 	addr      netip.Addr

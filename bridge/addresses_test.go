@@ -75,3 +75,21 @@ func TestCandidates(t *testing.T) {
 		t.Errorf("%s\nwant %s", fmt.Sprint(got), want)
 	}
 }
+
+// TestFamilies: who has a public address of one family only says so; who has none says nothing.
+func TestFamilies(t *testing.T) {
+	for want, addresses := range map[string][]string{
+		"":          {"10.0.0.1:1", "[fd00::1]:1", "127.0.0.1:1"},
+		"ipv4":      {"[fd00::1]:1", "192.0.2.1:1"},
+		"ipv6":      {"100.64.0.7:1", "192.168.1.2:1", "[2001:470::1]:1"},
+		"ipv4,ipv6": {"[2001:470::1]:1", "192.0.2.1:1"},
+	} {
+		var list []candidate
+		for _, a := range addresses {
+			list = append(list, candidate{Addr: netip.MustParseAddrPort(a)})
+		}
+		if got := families(list); got != want {
+			t.Errorf("%v: %q, want %q", addresses, got, want)
+		}
+	}
+}

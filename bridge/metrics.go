@@ -510,6 +510,9 @@ func (m *metrics) stats() stats {
 	if r := m.b.cfg.Region; r != "" {
 		out = append(out, stat{"region", r})
 	}
+	if f := families(m.b.media.localCandidates()); f != "" {
+		out = append(out, stat{"address_families", f}) // ours; others skip it
+	}
 	return out
 }
 
