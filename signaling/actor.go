@@ -33,6 +33,7 @@ import (
 type actor struct {
 	hall *hall
 	jid  jid.JID
+	name string // in logs
 	log  *slog.Logger
 	box  *mailbox
 
@@ -188,7 +189,7 @@ func (a *actor) focusEvent(e muc.Event) {
 		return
 	}
 	o := focus.Occupant{
-		Nick: e.Nick, JID: e.JID, Region: e.Region, Owner: e.Role == muc.Moderator,
+		Nick: e.Nick, JID: e.JID, Region: e.Region, Family: e.Family, Owner: e.Role == muc.Moderator,
 		Hidden:   e.JID.Domain() == a.hall.hidden,
 		Presence: slices.Collect(e.Presence.Children),
 	}

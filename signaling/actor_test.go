@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
@@ -43,9 +44,10 @@ type guest struct {
 	answer func(*xmpp.Element) *xmpp.Element // to IQs; nil answers nothing
 }
 
-func (g *guest) JID() jid.JID    { return g.jid }
-func (g *guest) Account() string { return g.account }
-func (g *guest) Region() string  { return "ber" }
+func (g *guest) JID() jid.JID       { return g.jid }
+func (g *guest) Account() string    { return g.account }
+func (g *guest) Region() string     { return "ber" }
+func (g *guest) Remote() netip.Addr { return netip.Addr{} }
 
 // take returns what came since the last call.
 func (g *guest) take() []*xmpp.Element {

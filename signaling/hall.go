@@ -4,8 +4,6 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -74,8 +72,6 @@ type hallConfig struct {
 	MaxRooms int          // default 20,000
 	Log      *slog.Logger
 	Metrics  *metrics // default unregistered ones
-	// LogName is how a room appears in logs. Default: a hash under a key of this process.
-	LogName func(room jid.JID) string
 }
 
 // A hall holds all rooms of a shard and owns their goroutines.
@@ -90,6 +86,7 @@ type hall struct {
 	hidden     string // domain of the recorders
 	self       muc.Sender
 	brewery    jid.JID
+	logName    func(room jid.JID) string
 	revivals   revivals
 	pulse      *pulse
 	quit       chan struct{} // closed when all rooms have to end
@@ -120,6 +117,7 @@ type sender interface {
 	JID() jid.JID
 	Account() string // empty for anonymous clients
 	Region() string
+	Remote() netip.Addr // invalid when unknown
 }
 
 func newHall(cfg hallConfig) *hall {
@@ -133,7 +131,7 @@ func newHall(cfg hallConfig) *hall {
 		cfg.Cut = func(jid.JID) {}
 	}
 	if cfg.Fleet == nil {
-		cfg.Fleet = fleet.New()
+		cfg.Fleet = fleet.New("")
 	}
 	if cfg.Focus.Caps == nil {
 		cfg.Focus.Caps = new(capsCache)
@@ -143,9 +141,6 @@ func newHall(cfg hallConfig) *hall {
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
-	}
-	if cfg.LogName == nil {
-		cfg.LogName = hashedNames()
 	}
 	if cfg.MaxRooms <= 0 {
 		cfg.MaxRooms = 20000
@@ -161,17 +156,13 @@ func newHall(cfg hallConfig) *hall {
 		emptied:   make(chan struct{}),
 	}
 	h.brewery = jid.MustParse(bridgeBrewery + "@" + h.internal)
+	h.logName = new(rooms.LogNames).Name
+	if n, ok := cfg.Owner.(interface{ LogName(jid.JID) string }); ok { // the same in the owner's lines
+		h.logName = n.LogName
+	}
 	h.pulse = newPulse(h)
 	cfg.Metrics.hall.Store(h)
 	return h
-}
-
-func hashedNames() func(jid.JID) string {
-	key := random(32)
-	return func(room jid.JID) string {
-		sum := sha256.Sum256(append(key[:len(key):len(key)], room.String()...))
-		return hex.EncodeToString(sum[:6])
-	}
 }
 
 // Run keeps the rooms until ctx is cancelled, then ends them all and returns nil.
@@ -245,7 +236,7 @@ func (h *hall) ending() slog.Level {
 // Stanza takes a stanza for a room, an occupant of one, or room metadata. It does not block, but for the
 // first stanza of a stock Jicofo to a room, which waits for the room's lease.
 func (h *hall) Stanza(s sender, el *xmpp.Element) {
-	from := muc.Sender{JID: s.JID(), Service: s.Account() != "", Region: s.Region()}
+	from := muc.Sender{JID: s.JID(), Service: s.Account() != "", Region: s.Region(), Family: fleet.Family(s.Remote())}
 	h.cfg.Metrics.stanzas.WithLabelValues(kindOf(el)).Inc()
 	to, err := jid.Parse(el.Attr("to"))
 	if err != nil {
@@ -274,7 +265,7 @@ func (h *hall) Stanza(s sender, el *xmpp.Element) {
 		ctx, cancel := context.WithTimeout(context.Background(), acquireBudget)
 		a, err = h.open(ctx, room)
 		if cancel(); err != nil {
-			h.cfg.Log.Warn("room not opened", "room", h.cfg.LogName(room), "err", err)
+			h.cfg.Log.Warn("room not opened", "room", h.logName(room), "err", err)
 		}
 	}
 	switch {
@@ -344,13 +335,14 @@ func (h *hall) Debug(room string) any {
 		Room    muc.Snapshot `json:"room"`
 		Token   uint64       `json:"token"`
 		Reason  rooms.Reason `json:"reason"`
+		Log     string       `json:"log"` // what the room is called in logs
 		Created time.Time    `json:"created"`
 		Timers  int          `json:"timers"`
 		Focus   *focus.State `json:"focus,omitempty"` // absent in breweries, and when a stock Jicofo drives
 	}
 	answer := make(chan view, 1)
 	if !a.box.control(func(time.Time) {
-		v := view{Room: a.room.Snapshot(), Token: a.lease.Fence(), Reason: a.lease.Reason, Created: a.created, Timers: len(a.timers)}
+		v := view{Room: a.room.Snapshot(), Token: a.lease.Fence(), Reason: a.lease.Reason, Log: a.name, Created: a.created, Timers: len(a.timers)}
 		if a.conf != nil {
 			state := a.conf.State()
 			v.Focus = &state
@@ -518,8 +510,9 @@ func (h *hall) open(ctx context.Context, room jid.JID) (*actor, error) {
 				h.mu.Unlock()
 				return nil, ErrBusy
 			}
+			name := h.logName(room)
 			a = &actor{
-				hall: h, jid: room, box: newMailbox(), log: h.cfg.Log.With("room", h.cfg.LogName(room)),
+				hall: h, jid: room, name: name, box: newMailbox(), log: h.cfg.Log.With("room", name),
 				opened: make(chan struct{}), done: make(chan struct{}), seated: make(map[jid.JID]struct{}),
 				timers: make(map[string]*time.Timer),
 			}

@@ -82,6 +82,13 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			}
 			return float64(n)
 		}),
+		gauge("jitsi_jicofo_bridge_selector_bridge_version_count", "The current number of different bridge versions.", func(h *hall) float64 {
+			versions := map[string]bool{}
+			for _, b := range h.cfg.Fleet.Bridges(time.Now()) {
+				versions[b.Version] = true
+			}
+			return float64(len(versions))
+		}),
 		gauge("jitsi_jicofo_jibri_instances", "Current number of jibri instances", func(h *hall) float64 { return h.countInstances(recorderBrewery, false) }),
 		gauge("jitsi_jicofo_jibri_instances_available", "Current number of available (not in use) jibri instances",
 			func(h *hall) float64 { return h.countInstances(recorderBrewery, true) }),

@@ -165,7 +165,7 @@ func New(cfg Config) (*Server, error) {
 	s.sessions = session.New(sc)
 
 	hc := hallConfig{
-		Domain: cfg.Domain, Deliver: s.sessions.Deliver, Cut: s.cut, Owner: cfg.Owner, Fleet: fleet.New(cfg.Near...), Focus: cfg.Focus, Room: cfg.Room,
+		Domain: cfg.Domain, Deliver: s.sessions.Deliver, Cut: s.cut, Owner: cfg.Owner, Fleet: fleet.New(cfg.Release, cfg.Near...), Focus: cfg.Focus, Room: cfg.Room,
 		Stock: stock, Log: cfg.Log, Metrics: newMetrics(cfg.Metrics), End: s.router.end, Dial: dialMedia,
 	}
 	if len(cfg.Services) > 0 {

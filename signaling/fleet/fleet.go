@@ -4,6 +4,7 @@ package fleet
 
 import (
 	"cmp"
+	"math"
 	"slices"
 	"sync"
 	"time"
@@ -28,6 +29,8 @@ type Bridge struct {
 	Region  string
 	RelayID string
 	Version string
+	// Families are those of the addresses at which clients reach it; none: not known, taken as all.
+	Families []string
 	// Stress is the reported stress level, 1 being full, plus that of endpoints placed since.
 	Stress float64
 	// Draining bridges, and those unwell for a moment, take endpoints only when nothing else is left;
@@ -42,58 +45,107 @@ type Bridge struct {
 type Request struct {
 	Region     string    // of the participant; empty when unknown
 	Near       []string  // neighbours of that region; filled in by Fleet
+	Families   []string  // Family of each who is to reach the bridge, without those that are unknown
+	Release    string    // of the shard; filled in by Fleet
 	Conference []jid.JID // bridges that the conference already uses
 }
 
 // A Choice is the selected bridge; Reason says which rule chose it.
 type Choice struct {
-	Bridge jid.JID
-	Region string
-	Reason string
+	Bridge  jid.JID
+	Region  string
+	Version string
+	Reason  string
 }
 
-// Select chooses a bridge. A conference stays on the bridge that it has as long as that one works and
-// has room; conferences over several bridges come with relays, so a second one is taken only when the
-// first is not usable any more.
+// Select chooses a bridge. Bridges of one conference are not connected to each other, so all of it is on one, and
+// thereby on one version, and stays there as long as that bridge works; it moves for somebody who does not reach it,
+// when all reach another. A new one goes, in this order,
+//
+//	to who is reached by all  whoever is not reached has no media but by TURN
+//	to the region, then near  while there is somebody below the load from which everybody on a bridge suffers;
+//	                          then anywhere, for within a cluster distance costs less than that
+//	to the shard's release    so that old shards keep to old bridges and new ones to new, both ways of an upgrade
+//	to the least loaded
 func Select(bridges []Bridge, r Request) (Choice, bool) {
-	var usable []Bridge
-	for _, b := range bridges {
-		if !b.Failed && !b.ShuttingDown {
-			usable = append(usable, b)
-		}
-	}
-	if c, ok := stay(usable, r.Conference, "conference is there"); ok {
+	usable := keep(bridges, func(b Bridge) bool { return !b.Failed && !b.ShuttingDown })
+	reached := func(b Bridge) bool { return b.reached(r.Families) }
+	if c, ok := stay(keep(usable, reached), r.Conference, "conference is there"); ok {
 		return c, true
 	}
-	usable = slices.DeleteFunc(usable, func(b Bridge) bool { return b.Graceful })
-	if len(usable) == 0 {
+	among := keep(usable, func(b Bridge) bool { return !b.Graceful && reached(b) })
+	if !slices.ContainsFunc(among, func(b Bridge) bool { return !b.Draining && b.Stress < full }) {
+		if c, ok := stay(usable, r.Conference, "conference is there"+notReached); ok {
+			return c, true
+		}
+	}
+	remark := ""
+	if len(among) == 0 {
+		among, remark = keep(usable, func(b Bridge) bool { return !b.Graceful }), notReached
+	}
+	if len(among) == 0 {
 		// What failed somebody else may still work for those who are there.
 		return stay(bridges, r.Conference, "conference is there, and nothing else")
 	}
-	slices.SortStableFunc(usable, func(a, b Bridge) int {
-		return cmp.Or(cmp.Compare(a.Stress, b.Stress), cmp.Compare(a.JID.String(), b.JID.String()))
+	slices.SortStableFunc(among, func(a, b Bridge) int {
+		return cmp.Or(cmp.Compare(a.other(r.Release), b.other(r.Release)), cmp.Compare(a.Stress, b.Stress), cmp.Compare(a.JID.String(), b.JID.String()))
 	})
-	rules := []struct {
-		reason string
-		fits   func(Bridge) bool
+	home := func(b Bridge) bool { return r.Region != "" && b.Region == r.Region }
+	near := func(b Bridge) bool { return slices.Contains(r.Near, b.Region) }
+	far := func(Bridge) bool { return true }
+	for _, rule := range []struct {
+		reason   string
+		where    func(Bridge) bool
+		load     float64
+		draining bool
 	}{
-		{"least loaded in region", func(b Bridge) bool {
-			return !b.Draining && b.Stress < overloaded && r.Region != "" && b.Region == r.Region
-		}},
-		{"least loaded near the region", func(b Bridge) bool {
-			return !b.Draining && b.Stress < overloaded && slices.Contains(r.Near, b.Region)
-		}},
-		{"least loaded", func(b Bridge) bool { return !b.Draining && b.Stress < overloaded }},
-		{"all overloaded, in region", func(b Bridge) bool { return !b.Draining && b.Stress < full && r.Region != "" && b.Region == r.Region }},
-		{"all overloaded", func(b Bridge) bool { return !b.Draining }},
-		{"all draining", func(Bridge) bool { return true }},
-	}
-	for _, rule := range rules {
-		if i := slices.IndexFunc(usable, rule.fits); i >= 0 {
-			return choice(usable[i], rule.reason), true
+		{"least loaded in region", home, overloaded, false},
+		{"least loaded near the region", near, overloaded, false},
+		{"least loaded", far, overloaded, false},
+		{"all overloaded, in region", home, full, false},
+		{"all overloaded, near the region", near, full, false},
+		{"all overloaded", far, math.Inf(1), false},
+		{"all draining", far, math.Inf(1), true},
+	} {
+		fit := keep(among, func(b Bridge) bool { return b.Draining == rule.draining && b.Stress < rule.load && rule.where(b) })
+		if len(fit) == 0 {
+			continue
 		}
+		first := fit[0]
+		if rule.load > full { // there is no lighter one: the release is no reason to crush it
+			first = slices.MinFunc(fit, func(a, b Bridge) int { return cmp.Compare(a.Stress, b.Stress) })
+		}
+		if first.other(r.Release) == 0 && slices.ContainsFunc(usable, func(b Bridge) bool { return b.other(r.Release) == 1 }) {
+			remark = ", of this release" + remark
+		}
+		return choice(first, rule.reason+remark), true
 	}
 	return Choice{}, false
+}
+
+// notReached is added to the reason for a bridge that not everybody reaches, by what is known of them.
+const notReached = ", though not everybody's kind of address"
+
+// reached reports whether a bridge has addresses of all families.
+func (b *Bridge) reached(families []string) bool {
+	return len(b.Families) == 0 || !slices.ContainsFunc(families, func(f string) bool { return !slices.Contains(b.Families, f) })
+}
+
+// other is 1 for a bridge of another release, which comes later than one of this.
+func (b *Bridge) other(release string) int {
+	if release == "" || b.Version == release {
+		return 0
+	}
+	return 1
+}
+
+func keep(bridges []Bridge, fits func(Bridge) bool) (some []Bridge) {
+	for _, b := range bridges {
+		if fits(b) {
+			some = append(some, b)
+		}
+	}
+	return some
 }
 
 // stay returns the first of a conference's bridges that is among bridges.
@@ -108,11 +160,12 @@ func stay(bridges []Bridge, conference []jid.JID, reason string) (Choice, bool) 
 	return Choice{}, false
 }
 
-func choice(b Bridge, reason string) Choice { return Choice{b.JID, b.Region, reason} }
+func choice(b Bridge, reason string) Choice { return Choice{b.JID, b.Region, b.Version, reason} }
 
 // A Fleet is the registry of bridges. Its methods may be called from any goroutine and do not block.
 type Fleet struct {
-	groups [][]string // of neighbouring regions
+	release string
+	groups  [][]string // of neighbouring regions
 
 	mu      sync.Mutex
 	bridges map[jid.JID]*entry
@@ -121,7 +174,8 @@ type Fleet struct {
 type entry struct {
 	Bridge
 	vitals
-	reported       float64 // stress in the last presence
+	reported       float64  // stress in the last presence
+	said           []string // families of addresses
 	perParticipant float64
 	ill            int // presences in a row that said unhealthy
 	failedUntil    time.Time
@@ -129,9 +183,14 @@ type entry struct {
 	placed         []time.Time // endpoints placed within rampUp, oldest first
 }
 
-// New returns an empty fleet. The regions of a group are near each other: a bridge there is better than one
+// New returns an empty fleet of a shard of a release, whose bridges come before others; empty: none do. The regions of a group are near each other: a bridge there is better than one
 // anywhere else when the participant's own region has none.
-func New(groups ...[]string) *Fleet { return &Fleet{groups: groups, bridges: map[jid.JID]*entry{}} }
+func New(release string, groups ...[]string) *Fleet {
+	if release != "" {
+		release = "plenum-" + release // so do our bridges say it
+	}
+	return &Fleet{release: release, groups: groups, bridges: map[jid.JID]*entry{}}
+}
 
 // near returns the neighbours of a region.
 func (f *Fleet) near(region string) (all []string) {
@@ -207,7 +266,7 @@ func (f *Fleet) Failed(now time.Time, bridge jid.JID, graceful bool) {
 func (f *Fleet) Select(now time.Time, r Request) (Choice, bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	r.Near = f.near(r.Region)
+	r.Near, r.Release = f.near(r.Region), f.release
 	c, ok := Select(f.snapshot(now), r)
 	if ok {
 		e := f.bridges[c.Bridge]

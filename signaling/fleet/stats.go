@@ -4,6 +4,7 @@ import (
 	"math"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"plenum/wire/colibri"
@@ -22,6 +23,9 @@ func (e *entry) observe(stats colibri.Stats) {
 		if v := stats.Value(key); v != "" {
 			*field = v
 		}
+	}
+	if v := stats.Value("address_families"); v != "" {
+		e.said = strings.Split(v, ",")
 	}
 	e.Draining = flag(stats, "drain", true)
 	e.ShuttingDown = flag(stats, "shutting_down", false)
@@ -58,6 +62,9 @@ func (e *entry) at(now time.Time) Bridge {
 		each = defaultStress
 	}
 	b := e.Bridge
+	if b.Families = e.said; len(b.Families) == 0 {
+		b.Families = e.families()
+	}
 	b.Stress = e.reported + each*float64(len(e.placed))
 	b.Draining = b.Draining || e.ill > 0
 	b.Failed = e.ill >= illForGood || now.Before(e.failedUntil) || !e.away.IsZero()

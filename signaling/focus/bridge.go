@@ -24,6 +24,7 @@ type bridge struct {
 	jid       jid.JID
 	id        string // names it to clients, who hand it back when they want a restart
 	region    string
+	version   string
 	reason    string // why it was chosen
 	created   bool   // the request that creates the conference was sent
 	endpoints map[string]*session
@@ -35,7 +36,7 @@ type bridge struct {
 // The two first participants are asked for together: only the first request creates the conference, and
 // the second does not wait for the answer.
 func (c *Conference) allocate(now time.Time, p *participant) bool {
-	choice, ok := c.cfg.Fleet.Select(now, fleet.Request{Region: p.Region, Conference: c.inUse()})
+	choice, ok := c.cfg.Fleet.Select(now, fleet.Request{Region: p.Region, Families: c.families(p), Conference: c.inUse()})
 	if !ok {
 		return false
 	}
@@ -90,7 +91,7 @@ func (c *Conference) bridgeFor(choice fleet.Choice) *bridge {
 	for _, b := range slices.Clone(c.bridges) {
 		c.abandon(b, true)
 	}
-	b := &bridge{jid: choice.Bridge, id: c.uuid(), region: choice.Region, reason: choice.Reason, endpoints: map[string]*session{}}
+	b := &bridge{jid: choice.Bridge, id: c.uuid(), region: choice.Region, version: choice.Version, reason: choice.Reason, endpoints: map[string]*session{}}
 	c.bridges = append(c.bridges, b)
 	return b
 }

@@ -378,6 +378,16 @@ func (c *Conference) inUse() []jid.JID {
 	return used
 }
 
+// families are those by which p and the people with media have come: their bridge should be reached by each.
+func (c *Conference) families(p *participant) (all []string) {
+	for _, other := range c.participants {
+		if f := other.Family; f != "" && (other == p || other.session != nil) && !slices.Contains(all, f) {
+			all = append(all, f)
+		}
+	}
+	return all
+}
+
 // random returns n random bytes in hexadecimal.
 func (c *Conference) random(n int) string {
 	b := make([]byte, n)

@@ -102,6 +102,7 @@ type Occupant struct {
 	Nick   string  // the endpoint's id
 	JID    jid.JID // real full JID
 	Region string  // of the edge that the occupant's socket came through; empty when unknown
+	Family string  // fleet.Family of the address that its socket comes from; empty when unknown
 	Owner  bool    // affiliation owner, which makes a moderator
 	Hidden bool    // of the recorders' domain: neither counted nor made owner
 	// Presence has the children of the last presence. It is not modified.

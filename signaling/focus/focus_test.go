@@ -62,6 +62,21 @@ func TestLikeJicofo(t *testing.T) {
 	}
 }
 
+// TestFamilies: a bridge is asked for that all can reach: who is invited, and who has media already.
+func TestFamilies(t *testing.T) {
+	w := newWorld(t)
+	for who, want := range [][]string{nil, {"ipv6", "ipv4"}, {"ipv6", "ipv4"}, {"ipv6", "ipv4"}} {
+		w.do("join", [][]string{{"aaaa0000", "family=ipv6", "region=ber"}, {"bbbb1111", "family=ipv4"}, {"cccc2222"}, {"dddd3333", "family=ipv6", "region=muc"}}[who])
+		got := slices.Sorted(slices.Values(w.bridges.last.Families))
+		if slices.Sort(want); !slices.Equal(got, want) {
+			t.Errorf("%d people: %v, want %v", who+1, got, want)
+		}
+	}
+	if w.bridges.last.Region != "muc" {
+		t.Errorf("the last is from %q", w.bridges.last.Region)
+	}
+}
+
 func TestCapsHash(t *testing.T) {
 	if got := capsHash(recorded); got != recordedVer {
 		t.Errorf("hash of the recorded features is %s", got)

@@ -12,6 +12,7 @@ type State struct {
 type ParticipantState struct {
 	Nick   string `json:"nick"`
 	Region string `json:"region,omitempty"`
+	Family string `json:"family,omitempty"` // of the address that it came from
 	Owner  bool   `json:"owner,omitempty"`
 	Hidden bool   `json:"hidden,omitempty"`
 	// Session is "asking" for features, "waiting" for others or a bridge, "allocating", "offered",
@@ -29,6 +30,7 @@ type BridgeState struct {
 	JID       string `json:"jid"`
 	ID        string `json:"id"` // as clients know it
 	Region    string `json:"region,omitempty"`
+	Version   string `json:"version,omitempty"`
 	Reason    string `json:"reason,omitempty"` // why it was chosen
 	Endpoints int    `json:"endpoints"`
 }
@@ -37,7 +39,7 @@ type BridgeState struct {
 func (c *Conference) State() State {
 	s := State{Participants: []ParticipantState{}, Bridges: []BridgeState{}, BridgeNotAvailable: c.noBridge}
 	for _, p := range c.participants {
-		x := ParticipantState{Nick: p.Nick, Region: p.Region, Owner: p.Owner, Hidden: p.Hidden, Restarts: p.restartCount, Session: "waiting"}
+		x := ParticipantState{Nick: p.Nick, Region: p.Region, Family: p.Family, Owner: p.Owner, Hidden: p.Hidden, Restarts: p.restartCount, Session: "waiting"}
 		switch {
 		case p.session != nil:
 			x.Session = p.session.state.String()
@@ -52,7 +54,7 @@ func (c *Conference) State() State {
 		s.Participants = append(s.Participants, x)
 	}
 	for _, b := range c.bridges {
-		s.Bridges = append(s.Bridges, BridgeState{b.jid.String(), b.id, b.region, b.reason, len(b.endpoints)})
+		s.Bridges = append(s.Bridges, BridgeState{b.jid.String(), b.id, b.region, b.version, b.reason, len(b.endpoints)})
 	}
 	return s
 }

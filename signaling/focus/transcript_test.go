@@ -106,10 +106,12 @@ type world struct {
 // bridgesFake is a fleet in which the order of arrival decides.
 type bridgesFake struct {
 	all     []fleet.Choice
+	last    fleet.Request
 	closing jid.JID // shuts down; it is not in all
 }
 
 func (f *bridgesFake) Select(_ time.Time, r fleet.Request) (fleet.Choice, bool) {
+	f.last = r
 	for _, c := range f.all {
 		for _, u := range r.Conference {
 			if u == c.Bridge {
@@ -227,7 +229,7 @@ func (w *world) do(verb string, args []string) []string {
 	case "open":
 		return w.step(Opened{})
 	case "join", "change": // NICK [owner] [hidden] [caps=VER] [on=KIND,KIND: unmuted sources]
-		o := Occupant{Nick: arg(0), JID: jid.MustParse(arg(0) + "@meet.local/r"), Owner: has("owner"), Hidden: has("hidden"), Region: value("region", "")}
+		o := Occupant{Nick: arg(0), JID: jid.MustParse(arg(0) + "@meet.local/r"), Owner: has("owner"), Hidden: has("hidden"), Region: value("region", ""), Family: value("family", "")}
 		o.Presence = []*xmpp.Element{xmpp.New("", "stats-id").AddText("Zed-xyz")}
 		if ver := value("caps", "known"); ver != "none" {
 			o.Presence = append(o.Presence, xmpp.New(xmpp.NSCaps, "c", "hash", "sha-1", "node", "https://jitsi.org/jitsi-meet", "ver", ver))

@@ -121,6 +121,7 @@ type Sender struct {
 	JID     jid.JID // full
 	Service bool    // logged in with an account of this deployment: a bridge, a recorder, a focus
 	Region  string  // from the edge's header only; empty when unknown
+	Family  string  // of the address that its socket comes from, "ipv4" or "ipv6"; empty when unknown
 }
 
 // A Stanza is an element on its way out, serialised at most once however many it goes to.
@@ -162,6 +163,7 @@ type Event struct {
 	Nick     string
 	JID      jid.JID
 	Region   string
+	Family   string
 	Role     Role
 	Presence *xmpp.Element // the last presence as everybody sees it, of Entered and Changed; read only
 	Reason   string
@@ -361,7 +363,7 @@ func (r *Room) refuse(to jid.JID, st *xmpp.Element, e xmpp.StanzaError) {
 }
 
 func (r *Room) emit(kind Kind, o *occupant, reason string) {
-	e := Event{Kind: kind, Nick: o.nick, JID: o.JID, Region: o.Region, Role: o.affiliation.role(), Reason: reason}
+	e := Event{Kind: kind, Nick: o.nick, JID: o.JID, Region: o.Region, Family: o.Family, Role: o.affiliation.role(), Reason: reason}
 	if kind != Left {
 		e.Presence = r.seen(o).Element
 	}

@@ -132,6 +132,7 @@ type Consul struct {
 	stripes  [64]sync.Mutex // one request about a room at a time
 	seed     maphash.Seed
 	metrics  ownerMetrics
+	names    LogNames
 
 	mu      sync.Mutex
 	session string // the id that right.session counts; empty: none yet
@@ -142,6 +143,7 @@ type Consul struct {
 type holding struct {
 	room    jid.JID
 	key     string
+	name    string // in logs
 	life    uint64
 	session atomic.Uint64 // the number of that which locked it; 0: none, opened without a leader
 	token   atomic.Uint64
@@ -312,7 +314,7 @@ func (c *Consul) loseLocked(h *holding, why string) {
 	}
 	close(h.lost)
 	c.metrics.lost.Inc()
-	c.cfg.Log.Warn("room lost", "room", h.key[:12], "why", why)
+	c.cfg.Log.Warn("room lost", "room", h.name, "why", why)
 }
 
 // power is what may be done with a room now.
@@ -486,7 +488,7 @@ func (c *Consul) drop(ctx context.Context, h *holding, keep bool) {
 	c.mu.Unlock()
 	if h.session.Load() != 0 {
 		if err := c.cfg.records.Unlock(ctx, h.key, id, keep); err != nil {
-			c.cfg.Log.Warn("room not given back yet", "room", h.key[:12], "err", err)
+			c.cfg.Log.Warn("room not given back yet", "room", h.name, "err", err)
 			return
 		}
 	}
@@ -500,6 +502,9 @@ func (c *Consul) drop(ctx context.Context, h *holding, keep bool) {
 func (c *Consul) stripe(room jid.JID) *sync.Mutex {
 	return &c.stripes[maphash.Comparable(c.seed, room)%uint64(len(c.stripes))]
 }
+
+// LogName is what a room is called in logs.
+func (c *Consul) LogName(room jid.JID) string { return c.names.Name(room) }
 
 // Key is what a room is called in Consul.
 func (c *Consul) Key(room jid.JID) string { return Key(c.cfg.Key, room) }
@@ -647,6 +652,7 @@ func (c *Consul) enter(h *holding, token, session uint64) *holding {
 	h.token.Store(token)
 	h.session.Store(session)
 	h.lost = make(chan struct{})
+	h.name = c.names.Name(h.room)
 	h.since = c.cfg.now()
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -4,6 +4,7 @@
 package trace
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -94,19 +95,21 @@ type (
 				Nick, Role string
 			}
 		}
-		Focus *struct {
+		Reason string
+		Log    string
+		Focus  *struct {
 			Participants []participant
 			Bridges      []struct {
-				JID       string
-				Endpoints int
+				JID, Region, Version, Reason string
+				Endpoints                    int
 			}
 		}
 	}
 	participant struct {
-		Nick     string
-		Session  string
-		Bridge   string
-		Restarts int
+		Nick, Region, Family string
+		Session              string
+		Bridge               string
+		Restarts             int
 	}
 	bridge struct {
 		Bridge, Version string
@@ -164,14 +167,17 @@ func (v View) Print(w io.Writer) error {
 		if err := json.Unmarshal(b, &s); err != nil {
 			return fmt.Errorf("shard: %w", err)
 		}
-		p.line("meeting %s, %d in the room", s.Room.MeetingID, len(s.Room.Occupants))
+		p.line("meeting %s, %d in the room; here because: %s; in this shard's log it is %s", s.Room.MeetingID, len(s.Room.Occupants), s.Reason, s.Log)
 		if s.Focus == nil {
 			continue
+		}
+		for _, b := range s.Focus.Bridges {
+			p.line("on bridge %s (%s) with %d: %s", name(b.JID), known(b.Region, b.Version), b.Endpoints, b.Reason)
 		}
 		for _, x := range s.Focus.Participants {
 			people[x.Nick] = x
 			if x.Session != "active" {
-				p.line("  %s: session %s, restarts %d", x.Nick, x.Session, x.Restarts)
+				p.line("  %s (%s): session %s, restarts %d", x.Nick, known(x.Region, x.Family), x.Session, x.Restarts)
 			}
 		}
 	}
@@ -200,7 +206,8 @@ func (v View) Print(w io.Writer) error {
 				case !e.Active:
 					state = "silent"
 				}
-				p.line("  %s: %s, %s, session %s", e.ID, state, channel, people[e.ID].Session)
+				x := people[e.ID]
+				p.line("  %s: %s, %s, session %s, came by %s", e.ID, state, channel, x.Session, known(x.Region, x.Family))
 				p.endpoint(&e)
 			}
 		}
@@ -210,6 +217,15 @@ func (v View) Print(w io.Writer) error {
 	}
 	return p.err
 }
+
+// known joins what is known of something.
+func known(facts ...string) string {
+	facts = slices.DeleteFunc(facts, func(f string) bool { return f == "" })
+	return cmp.Or(strings.Join(facts, ", "), "nothing known")
+}
+
+// name is the nick of an occupant's address.
+func name(jid string) string { return jid[strings.LastIndexByte(jid, '/')+1:] }
 
 func keys(m map[string]string) func(func(string) bool) {
 	return func(yield func(string) bool) {
