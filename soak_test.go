@@ -133,10 +133,10 @@ func churn(ctx context.Context, e *thin.Engine, bridge string, rate float64, tal
 					case <-time.After(time.Second + rand.N(2*time.Second)):
 					case <-ctx.Done():
 					}
-					p.Close()
-					if e := room.Leave(limit, id); err == nil {
+					if e := room.Leave(limit, id); err == nil { // before a closed connection ends the conference
 						err = e
 					}
+					p.Close()
 				}
 				mu.Lock()
 				defer mu.Unlock()

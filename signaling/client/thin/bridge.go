@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/netip"
 	"strings"
@@ -87,7 +88,7 @@ func (r *Room) join(ctx context.Context, p *Participant, id string, what Publish
 			}
 		}
 	}
-	own := r.own
+	own := maps.Clone(r.own) // which the engine reads while others join
 	r.mu.Unlock()
 	if err != nil {
 		return err
