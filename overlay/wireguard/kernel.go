@@ -8,7 +8,14 @@ import (
 // kernel drives a device of the kernel. It lives on when the process ends, keys and tunnels included.
 type kernel struct {
 	name   string
-	client *wgctrl.Client
+	client client
+}
+
+// client is what of wgctrl is used.
+type client interface {
+	ConfigureDevice(name string, c wgtypes.Config) error
+	Device(name string) (*wgtypes.Device, error)
+	Close() error
 }
 
 func openKernel(name string) (driver, error) {
