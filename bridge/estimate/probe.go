@@ -37,6 +37,7 @@ type probes struct {
 	now      cluster // being sent
 	out      [2]cluster
 	rate     float64 // the next one, if it is to begin at once
+	once     float64 // what the last one has shown, if the next one has to show it too
 	next     micros  // when another may begin
 	pause    micros
 	count    uint64
@@ -85,13 +86,13 @@ func (p *probes) failed() { p.pause = min(2*p.pause, probeSeldom) }
 
 func (p *probes) cut(at micros) {
 	p.next = max(p.next, at+max(p.pause/2, probeAfterCut))
-	p.now, p.out, p.rate = cluster{}, [2]cluster{}, 0
+	p.now, p.out, p.rate, p.once = cluster{}, [2]cluster{}, 0, 0
 }
 
 // anew forgets what was being tried, and allows the next one at once.
 func (p *probes) anew(at micros) {
 	p.next, p.pause = at, probeEvery
-	p.now, p.out, p.rate = cluster{}, [2]cluster{}, 0
+	p.now, p.out, p.rate, p.once = cluster{}, [2]cluster{}, 0, 0
 }
 
 // Probing reports whether padding is to be sent now or soon: Padding is then to be asked every few milliseconds.
@@ -116,7 +117,7 @@ func (e *Estimator) Probing(now time.Time) bool {
 	if rate <= 1.05*e.bitrate && e.heard {
 		return false
 	}
-	goal := max(rate/8e6*clusterSpan, clusterBytes)
+	goal := max(rate/8e6*float64(max(clusterSpan, e.delay.usual())), clusterBytes)
 	p.now, e.probing = cluster{rate: rate, goal: int(goal), began: at}, true
 	p.count++
 	return true
@@ -147,6 +148,8 @@ func (e *Estimator) judgeProbes(at micros) {
 		}
 		done := *c
 		*c = cluster{}
+		once := p.once
+		p.once = 0
 		if done.packets < 4 || done.got < done.bytes/2 {
 			continue
 		}
@@ -171,6 +174,13 @@ func (e *Estimator) judgeProbes(at micros) {
 				p.pause = max(p.pause, min(2*p.pause, probeSometime))
 			}
 			continue
+		}
+		if e.proven && once == 0 { // it may be chance: packets that were held up come at once
+			p.once, p.rate = result, done.rate
+			continue
+		}
+		if e.proven {
+			result = max(min(result, once), e.bitrate)
 		}
 		e.bitrate, e.proven = min(result, Max), true
 		e.raised = at

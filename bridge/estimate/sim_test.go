@@ -435,3 +435,36 @@ func TestMoved(t *testing.T) {
 		t.Errorf("%.0f bit/s of video, %.0f before", video, before)
 	}
 }
+
+// TestHeldUp has packets be held up for up to 200 ms about every second, and then all arrive at once, which looks to a probe
+// that was on its way as if the path carried any amount.
+func TestHeldUp(t *testing.T) {
+	const ms = time.Millisecond
+	fooled, longest, video := 0, time.Duration(0), 0.0
+	const calls = 20
+	for seed := range uint64(calls) {
+		w := newWorld(path{rate: 1.5e6, queue: 500 * ms, delay: 50 * ms, loss: 0.02})
+		w.rnd = rand.New(rand.NewPCG(seed, 3))
+		f := newFlow(w, cameras...)
+		f.pass(5 * time.Second)
+		f.maxWait, f.got = 0, [3]int{}
+		highest := 0.0
+		for end := w.now.Add(40 * time.Second); w.now.Before(end); {
+			d := time.Duration(500+w.rnd.IntN(1000)) * ms
+			for range d / (50 * ms) {
+				w.run(w.now.Add(50 * ms))
+				highest = max(highest, f.e.bitrate)
+			}
+			w.last = w.now.Add(time.Duration(50+w.rnd.IntN(150)) * ms)
+		}
+		if highest > 1.3*w.path.rate {
+			fooled++
+		}
+		longest = max(longest, f.maxWait)
+		video += float64(f.got[Video]) * 8 / 40 / calls
+	}
+	t.Logf("%d of %d are fooled, packets wait up to %v, %.0f bit/s of video", fooled, calls, longest, video)
+	if fooled > 1 || longest > 300*ms || video < 700e3 {
+		t.Fail()
+	}
+}
