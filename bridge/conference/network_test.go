@@ -246,33 +246,33 @@ func (v *viewer) ssrcs(s *screen) (out []SSRC) {
 	return out
 }
 
-// complete finds the frame at next, or a later key frame when that one has been waited for too long.
+// complete finds the frame at next or, where something of that is missing, the next whole key frame, as a decoder does.
 func (s *screen) complete() (end int64, ok bool) {
-	if s.next == 0 || s.pliAt.After(s.shown) { // begins with a key frame
-		first := int64(0)
-		for n, r := range s.packets {
-			if r.Payload[0]&0x10 != 0 && r.Payload[1]&1 == 0 && (first == 0 || n < first) && n >= s.next {
-				if _, ok := s.frame(n); ok {
-					first = n
-				}
+	if s.next != 0 {
+		if end, ok := s.frame(s.next); ok {
+			return end, true
+		}
+	}
+	first := int64(0)
+	for n, r := range s.packets {
+		if r.Payload[0]&0x10 != 0 && r.Payload[1]&1 == 0 && (first == 0 || n < first) && n > s.next {
+			if _, ok := s.frame(n); ok {
+				first = n
 			}
 		}
-		if first == 0 {
-			if s.next == 0 {
-				return 0, false
-			}
-			return s.frame(s.next)
+	}
+	if first == 0 {
+		return 0, false
+	}
+	s.next = first
+	for n := range s.packets {
+		if n < first {
+			delete(s.packets, n)
 		}
-		s.next = first
-		for n := range s.packets {
-			if n < first {
-				delete(s.packets, n)
-			}
-		}
-		for n := range s.asked {
-			if n < first {
-				delete(s.asked, n)
-			}
+	}
+	for n := range s.asked {
+		if n < first {
+			delete(s.asked, n)
 		}
 	}
 	return s.frame(s.next)

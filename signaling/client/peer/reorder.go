@@ -31,6 +31,7 @@ type reorder struct {
 	parts   [window]part
 	seqs    [window]int64
 	missing []gap
+	key     int64 // where the newest key frame begins
 
 	inFrame   bool
 	first     part // of the frame that is being put together
@@ -94,6 +95,9 @@ func (r *reorder) repair(rec *Received, seq16 uint16, pt part, now time.Time) {
 
 func (r *reorder) put(rec *Received, seq int64, pt part, now time.Time) {
 	r.parts[at(seq)], r.seqs[at(seq)] = pt, seq
+	if pt.key && pt.start {
+		r.key = max(r.key, seq)
+	}
 	for i := range r.missing {
 		if r.missing[i].seq == seq {
 			r.missing = append(r.missing[:i], r.missing[i+1:]...)
@@ -103,7 +107,8 @@ func (r *reorder) put(rec *Received, seq int64, pt part, now time.Time) {
 	r.advance(rec, now)
 }
 
-// advance processes all that is in order, and gives up what is too old.
+// advance processes all that is in order, goes on with a whole key frame where something is missing before it, and gives up
+// what is too old.
 func (r *reorder) advance(rec *Received, now time.Time) {
 	for r.started {
 		if r.seqs[at(r.next)] == r.next {
@@ -114,6 +119,14 @@ func (r *reorder) advance(rec *Received, now time.Time) {
 		if len(r.missing) == 0 || r.missing[0].seq != r.next {
 			return // nothing newer has arrived
 		}
+		if r.key > r.next && r.whole(r.key) {
+			for len(r.missing) > 0 && r.missing[0].seq < r.key {
+				r.missing = append(r.missing[:0], r.missing[1:]...)
+				rec.Lost++
+			}
+			r.next, r.inFrame = r.key, false
+			continue
+		}
 		if now.Sub(r.missing[0].since) < giveUpAfter && len(r.missing) < maxMissing {
 			return
 		}
@@ -122,6 +135,16 @@ func (r *reorder) advance(rec *Received, now time.Time) {
 		rec.Lost++
 		r.lose(now)
 	}
+}
+
+// whole reports whether all of the frame that begins with a packet has come.
+func (r *reorder) whole(seq int64) bool {
+	for ; r.seqs[at(seq)] == seq; seq++ {
+		if r.parts[at(seq)].marker {
+			return true
+		}
+	}
+	return false
 }
 
 func (r *reorder) lose(now time.Time) {

@@ -69,6 +69,23 @@ func TestReorder(t *testing.T) {
 				v.frame(4+seq, seq == 10)
 			}
 		}, 2, 11, 1, 0, 0, nil, false},
+		{"a key frame behind a hole", func(v *video) {
+			v.frame(1, true)
+			v.frame(3, false)
+			v.add(&v.rec, 5, part{ts: 5, start: true, key: true}, v.now)
+			v.add(&v.rec, 7, part{ts: 5, marker: true}, v.now)
+			v.now = v.now.Add(nackAfter)
+		}, 1, 0, 0, 0, 0, []uint16{2, 4, 6}, false},
+		{"a whole key frame behind a hole", func(v *video) {
+			v.frame(1, true)
+			v.frame(3, false)
+			v.add(&v.rec, 5, part{ts: 5, start: true, key: true}, v.now)
+			v.add(&v.rec, 7, part{ts: 5, marker: true}, v.now)
+			v.repair(&v.rec, 6, part{ts: 5}, v.now)
+			v.frame(9, false)
+			v.repair(&v.rec, 2, part{ts: 2, start: true, marker: true}, v.now)
+			v.now = v.now.Add(nackAfter)
+		}, 2, 0, 2, 1, 1, []uint16{8}, false},
 		{"jump", func(v *video) {
 			v.frame(1, true)
 			v.frame(2000, true)
