@@ -92,8 +92,8 @@ type Edge struct {
 
 // A sighting is what an edge knows of a shard beside the catalogue.
 type sighting struct {
-	first    time.Time
-	lastIll  time.Time // when it was last found so; zero: never
+	since    time.Time // when it came into service, or came back; zero: not yet
+	lastIll  time.Time // when it was last found so after that; zero: never
 	down     bool      // by HAProxy's checks
 	load     int
 	draining bool
@@ -249,7 +249,7 @@ func (e *Edge) look(ctx context.Context, shards []Shard) {
 	for _, s := range shards {
 		known := e.seen[s.Name]
 		if known == nil {
-			known = &sighting{first: time.Now()}
+			known = new(sighting)
 			e.seen[s.Name] = known
 		}
 		if s.Load == "" {
@@ -295,22 +295,31 @@ func (e *Edge) ask(ctx context.Context, addr string) (participants int, draining
 	return participants, draining, lines.Err()
 }
 
-// weigh says which share of new rooms each shard gets, and which are to be left out.
+// weigh says which share of new rooms each shard gets, and which are to be left out. One that comes up serves as soon as it
+// is well; one that was ill in between is held back for a while, and then begins anew.
 func (e *Edge) weigh(shards []Shard, now time.Time) []weighted {
 	all := make([]weighted, 0, len(shards))
 	for _, s := range shards {
 		known := e.seen[s.Name]
-		if s.Ill || known.down {
-			known.lastIll = now
-		}
-		s.Ill = !known.lastIll.IsZero() && now.Sub(known.lastIll) < e.cfg.Hold
-		w := weighted{Shard: s}
-		if !known.draining {
-			age := now.Sub(known.first)
-			if len(shards) == 1 {
-				age = e.cfg.Ramp // nobody else could take its rooms
+		switch back := known.lastIll.Add(e.cfg.Hold); {
+		case s.Ill || known.down:
+			s.Ill = true
+			if !known.since.IsZero() {
+				known.lastIll = now
 			}
-			w.weight = weight(known.load, e.cfg.Capacity, age, e.cfg.Ramp)
+		case known.since.IsZero():
+			known.since = now
+		case now.Before(back):
+			s.Ill = true
+		case known.since.Before(back):
+			known.since = back
+		}
+		w := weighted{Shard: s, grown: grown(now.Sub(known.since), e.cfg.Ramp)}
+		if len(shards) == 1 {
+			w.grown = 1 // nobody else could take its rooms
+		}
+		if !known.draining {
+			w.weight = w.grown * weight(known.load, e.cfg.Capacity)
 		}
 		e.metrics.weight.WithLabelValues(s.Name).Set(w.weight)
 		all = append(all, w)

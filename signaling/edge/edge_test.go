@@ -180,7 +180,7 @@ func TestPlaces(t *testing.T) {
 	all := func(list []Shard) []weighted {
 		var w []weighted
 		for _, x := range list {
-			w = append(w, weighted{x, 1})
+			w = append(w, weighted{x, 1, 1})
 		}
 		return w
 	}
@@ -282,8 +282,8 @@ func TestRoom(t *testing.T) {
 
 // TestHome: order means nothing, a shard more takes its share and moves nothing else, weights are shares.
 func TestHome(t *testing.T) {
-	four := []weighted{{Shard{Name: "a", Region: "muc"}, 1}, {Shard{Name: "b", Region: "muc"}, 1}, {Shard{Name: "c", Region: "muc"}, 1}, {Shard{Name: "d", Region: "muc"}, 1}}
-	five := append([]weighted{{Shard{Name: "e", Region: "muc"}, 0.5}}, four...)
+	four := []weighted{{Shard{Name: "a", Region: "muc"}, 1, 1}, {Shard{Name: "b", Region: "muc"}, 1, 1}, {Shard{Name: "c", Region: "muc"}, 1, 1}, {Shard{Name: "d", Region: "muc"}, 1, 1}}
+	five := append([]weighted{{Shard{Name: "e", Region: "muc"}, 0.5, 1}}, four...)
 	const rooms = 20_000
 	moved, share := 0, map[string]int{}
 	for i := range rooms {
@@ -303,7 +303,7 @@ func TestHome(t *testing.T) {
 	if want := rooms * 0.5 / 4.5; float64(moved) < want*0.9 || float64(moved) > want*1.1 {
 		t.Errorf("%d moved, want about %.0f", moved, want)
 	}
-	far := []weighted{{Shard{Name: "z", Region: "ber"}, 1}, {Shard{Name: "a", Region: "muc", Ill: true}, 1}}
+	far := []weighted{{Shard{Name: "z", Region: "ber"}, 1, 1}, {Shard{Name: "a", Region: "muc", Ill: true}, 1, 1}}
 	if got := home(far, "muc", "x"); got != "z" {
 		t.Errorf("with the region's own shard ill: %q, want z", got)
 	}
@@ -312,7 +312,7 @@ func TestHome(t *testing.T) {
 func TestWeight(t *testing.T) {
 	last := 2.0
 	for n := range 12_000 {
-		w := weight(n, 10_000, time.Hour, time.Minute)
+		w := weight(n, 10_000)
 		if w > last || w < 0 {
 			t.Fatalf("%d participants: %v after %v", n, w, last)
 		}
@@ -320,7 +320,7 @@ func TestWeight(t *testing.T) {
 			t.Errorf("half full: %v", w)
 		}
 	}
-	if young := weight(0, 10_000, time.Second, time.Minute); young > 0.05 {
+	if young := grown(time.Second, time.Minute); young > 0.05 {
 		t.Errorf("after a second: %v", young)
 	}
 }

@@ -33,6 +33,7 @@ type placer struct {
 type weighted struct {
 	Shard
 	weight float64 // 0 takes none
+	grown  float64 // the part of weight that is its age, up to 1
 }
 
 type owner struct {
@@ -108,13 +109,15 @@ func home(shards []weighted, region, room string) string {
 		}
 	}
 	for _, near := range []bool{true, false} {
+		if near && claim(region+"/", room) >= ripeness(shards, region) {
+			continue
+		}
 		best, most := "", 0.0
 		for _, s := range shards {
 			if s.Ill || s.weight <= 0 || near && s.Region != region {
 				continue
 			}
-			u := (float64(handover.Claim(s.Name, room)>>11) + 0.5) / (1 << 53)
-			if score := -s.weight / math.Log(u); best == "" || score > most || score == most && s.Name < best {
+			if score := -s.weight / math.Log(claim(s.Name, room)); best == "" || score > most || score == most && s.Name < best {
 				best, most = s.Name, score
 			}
 		}
@@ -151,14 +154,40 @@ func (p *placer) room(path, query string) string {
 	return room.String()
 }
 
-// weight is the share of new rooms of a shard that carries so many participants of what it is made for, and has been
-// seen for age: it falls with every participant, to none when full, and grows over ramp from the first room on.
-func weight(participants, capacity int, age, ramp time.Duration) float64 {
-	w := 1 - float64(participants)/float64(max(capacity, 1))
-	w = max(w, 0)
-	w *= w // at half of the load a quarter of the rooms
-	if ramp > 0 && age < ramp {
-		w *= max(0.02, float64(age)/float64(ramp))
+// claim is how strongly a name claims a room, between 0 and 1.
+func claim(name, room string) float64 {
+	return (float64(handover.Claim(name, room)>>11) + 0.5) / (1 << 53)
+}
+
+// ripeness is the share of its own new rooms that a region can take: all, unless all of its shards have come later than one
+// elsewhere. Then it gets them bit by bit.
+func ripeness(shards []weighted, region string) float64 {
+	here, most := 0.0, 0.0
+	for _, s := range shards {
+		if s.Ill || s.weight <= 0 {
+			continue
+		}
+		if most = max(most, s.grown); s.Region == region {
+			here = max(here, s.grown)
+		}
 	}
-	return w
+	if most == 0 {
+		return 1
+	}
+	return here / most
+}
+
+// weight is the share of new rooms of a shard that carries so many participants of what it is made for: it falls with every
+// participant, to none when full.
+func weight(participants, capacity int) float64 {
+	w := max(1-float64(participants)/float64(max(capacity, 1)), 0)
+	return w * w // at half of the load a quarter of the rooms
+}
+
+// grown is which part of its share a shard gets that has been in service for age: it grows over ramp, from the first room on.
+func grown(age, ramp time.Duration) float64 {
+	if age >= ramp {
+		return 1
+	}
+	return max(0.02, float64(age)/float64(ramp))
 }

@@ -26,7 +26,7 @@ import (
 func equal(names ...string) []weighted {
 	var all []weighted
 	for _, n := range names {
-		all = append(all, weighted{Shard{Name: n, Region: "muc"}, 1})
+		all = append(all, weighted{Shard{Name: n, Region: "muc"}, 1, 1})
 	}
 	return all
 }
@@ -142,7 +142,7 @@ func TestFlap(t *testing.T) {
 		shards := []Shard{{Name: "a", Region: "muc"}, {Name: "b", Region: "muc"}}
 		now := time.Now()
 		for _, s := range shards {
-			e.seen[s.Name] = &sighting{first: now}
+			e.seen[s.Name] = &sighting{since: now}
 		}
 		room := ""
 		for i := 0; room == "" || home(e.weigh(shards, now), "muc", room) != "a"; i++ {
@@ -160,6 +160,58 @@ func TestFlap(t *testing.T) {
 		}
 		if len(changes) != 2 || changes[0] != 4 || changes[1] < 229 || last != "a" {
 			t.Errorf("by the %s: the room moved after %v seconds, and is on %s", by, changes, last)
+		}
+	}
+}
+
+// TestReturn (E23): a shard that was away gets new rooms bit by bit, also where it is the only one of its region, and what
+// is open stays where it is. One that has never been there serves as soon as it is well.
+func TestReturn(t *testing.T) {
+	e := &Edge{cfg: Config{Catalog: fixed(nil), Domain: "meet.example"}, metrics: newMetrics(nil, nil), seen: map[string]*sighting{}}
+	if err := e.cfg.validate(); err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	for _, name := range []string{"a", "b", "c", "d"} {
+		e.seen[name] = new(sighting)
+	}
+	shards := []Shard{{Name: "a", Region: "muc"}, {Name: "b", Region: "muc"}, {Name: "c", Region: "ham"}, {Name: "d", Region: "ber", Ill: true}}
+	share := func(region, shard string) (percent int) {
+		for i := range 1000 {
+			if home(e.weigh(shards, now), region, fmt.Sprint("room", i, at)) == shard {
+				percent++
+			}
+		}
+		return percent / 10
+	}
+	now = now.Add(time.Second)
+	if got := share("ham", "c"); got != 100 {
+		t.Errorf("all are new, and %d %% of ham's rooms stay there", got)
+	}
+	shards[3].Ill = false
+	if got := share("muc", "d"); got != 0 {
+		t.Errorf("%d %% of muc's rooms are elsewhere", got)
+	}
+	if w := e.weigh(shards, now); w[3].Ill {
+		t.Error("one that comes up is held back")
+	}
+	for _, c := range []struct{ region, shard string }{{"muc", "b"}, {"ham", "c"}} {
+		now = now.Add(time.Hour)
+		full := share(c.region, c.shard)
+		ill := slices.IndexFunc(shards, func(s Shard) bool { return s.Name == c.shard })
+		shards[ill].Ill = true
+		if got := share(c.region, c.shard); got != 0 {
+			t.Errorf("%s is away and has %d %%", c.shard, got)
+		}
+		shards[ill].Ill = false
+		now = now.Add(e.cfg.Hold)
+		var shares []int
+		for range 5 {
+			shares = append(shares, share(c.region, c.shard))
+			now = now.Add(e.cfg.Ramp / 4)
+		}
+		if !slices.IsSorted(shares) || shares[0] > 5 || shares[1] > full*2/3 || shares[4] != full {
+			t.Errorf("%s is back and gets %v %% of %s's new rooms, all of it is %d", c.shard, shares, c.region, full)
 		}
 	}
 }
