@@ -141,6 +141,7 @@ type clusterOptions struct {
 	address       string
 	turnServers   []string
 	turnSecret    string
+	turnFile      string
 }
 
 var clusterSettings = []setting{
@@ -149,6 +150,7 @@ var clusterSettings = []setting{
 	{"lease", "signaling", "lease"}, {"room-key", "signaling", "room_key"}, {"state", "signaling", "state"},
 	{"handover", "signaling", "handover"}, {"metrics", "signaling", "metrics"},
 	{"turn-server", "signaling", "turn_servers"}, {"turn-secret", "signaling", "turn_secret"},
+	{"turn-file", "signaling", "turn_file"},
 }
 
 func (o *clusterOptions) flags(f *pflag.FlagSet) {
@@ -165,6 +167,7 @@ func (o *clusterOptions) flags(f *pflag.FlagSet) {
 	f.StringVar(&o.state, "state", "", "`FILE` that lets a shard that was restarted keep its rooms")
 	f.StringArrayVar(&o.turnServers, "turn-server", nil, "`ADDR:PORT` of a TURN server that clients are told of; repeatable")
 	f.StringVar(&o.turnSecret, "turn-secret", "", "`SECRET` from which TURN servers' users are made")
+	f.StringVar(&o.turnFile, "turn-file", "", "`FILE` of more TURN servers, an ADDR, its port and its secret a line; SIGHUP reads it again")
 	f.StringVar(&o.address, "handover", "", "`ADDR` where other shards reach --http (default: the same)")
 }
 
@@ -193,15 +196,37 @@ func (o *clusterOptions) check() error {
 	return checkAddresses(address{"handover", o.address, "10.77.0.3:8000", true})
 }
 
-// services are the TURN servers, each by UDP and by TCP.
-func (o *clusterOptions) services() (all []signaling.Service) {
-	for _, server := range o.turnServers {
-		host, port, _ := net.SplitHostPort(server)
+// services are the TURN servers, each by UDP and by TCP: those of the flags, and those of the file as it is now.
+func (o *clusterOptions) services() (all []signaling.Service, err error) {
+	add := func(host, port, secret string) {
 		for _, transport := range []string{"udp", "tcp"} {
-			all = append(all, signaling.Service{Type: "turn", Host: host, Port: port, Transport: transport, Secret: o.turnSecret})
+			all = append(all, signaling.Service{Type: "turn", Host: host, Port: port, Transport: transport, Secret: secret})
 		}
 	}
-	return all
+	for _, server := range o.turnServers {
+		host, port, _ := net.SplitHostPort(server)
+		add(host, port, o.turnSecret)
+	}
+	if o.turnFile == "" {
+		return all, nil
+	}
+	text, err := os.ReadFile(o.turnFile)
+	if err != nil {
+		return nil, fmt.Errorf("--turn-file: %w", err)
+	}
+	n := 0
+	for line := range strings.Lines(string(text)) {
+		n++
+		f := strings.Fields(line)
+		if len(f) == 0 {
+			continue
+		}
+		if len(f) != 3 {
+			return nil, fmt.Errorf("--turn-file %s: line %d: want ADDR PORT SECRET", o.turnFile, n)
+		}
+		add(f[0], f[1], f[2])
+	}
+	return all, nil
 }
 
 func (o *clusterOptions) prefixes() (all []netip.Prefix) {
@@ -229,7 +254,7 @@ func runSignalingCommand() *cobra.Command {
 		Short: "Run a signaling shard",
 		Long: `Run a signaling shard: the web client, XMPP, the rooms and their focus. Bridges log in to it.
 
-SIGHUP reads the list of shards and the accounts' file again. SIGUSR1 starts a drain: rooms are given to other shards one by one;
+SIGHUP reads the list of shards, the accounts' file and that of TURN servers again. SIGUSR1 starts a drain: rooms are given to other shards one by one;
 plenum_drain_stage tells when it is over. SIGUSR2 takes it back. SIGQUIT drains, and stops then.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -267,11 +292,13 @@ func runSignaling(ctx context.Context, p processOptions, o shardOptions, k clust
 	for _, group := range k.near {
 		config.Near = append(config.Near, strings.Split(group, ","))
 	}
-	config.Services = k.services()
+	if config.Services, err = k.services(); err != nil {
+		return err
+	}
 	config.Metrics, config.Log = ops.registry, log
 
 	shards := handover.NewShards(k.shard)
-	files := newWatch(k.shardsFile, k.accountsFile)
+	files := newWatch(k.shardsFile, k.accountsFile, k.turnFile)
 	list := func() error {
 		if k.shardsFile == "" {
 			return nil
@@ -329,7 +356,14 @@ func runSignaling(ctx context.Context, p processOptions, o shardOptions, k clust
 		shard.Close()
 		return err
 	}
-	reload := func() error { return errors.Join(list(), accounts()) }
+	turn := func() error {
+		all, err := k.services()
+		if err == nil {
+			err = shard.SetServices(all)
+		}
+		return err
+	}
+	reload := func() error { return errors.Join(list(), accounts(), turn()) }
 	if p.readyFile != "" {
 		url := shardURL(shard, o.tls)
 		r := readyFile{

@@ -2,6 +2,10 @@ package main
 
 import (
 	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/pion/logging"
@@ -76,4 +80,38 @@ func allocate(t *testing.T, conn net.PacketConn, server, user, password string) 
 		t.Fatal(err)
 	}
 	return c.Allocate()
+}
+
+// TestTURNFile reads TURN servers as the job of a shard writes them, beside those of flags.
+func TestTURNFile(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "turn")
+	write := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	o := clusterOptions{turnServers: []string{"[2001:db8::1]:3479"}, turnSecret: "flag", turnFile: file}
+	write("\n  192.0.2.1 3478 one\n2001:db8::2 443 two\n\n")
+	all, err := o.services()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, s := range all {
+		got = append(got, strings.Join([]string{s.Type, s.Host, s.Port, s.Transport, s.Secret}, " "))
+	}
+	want := []string{"turn 2001:db8::1 3479 udp flag", "turn 2001:db8::1 3479 tcp flag", "turn 192.0.2.1 3478 udp one", "turn 192.0.2.1 3478 tcp one",
+		"turn 2001:db8::2 443 udp two", "turn 2001:db8::2 443 tcp two"}
+	if !slices.Equal(got, want) {
+		t.Errorf("services:\n%s", strings.Join(got, "\n"))
+	}
+	write("192.0.2.1:3478 one\n")
+	if _, err := o.services(); err == nil || !strings.Contains(err.Error(), "line 1: want ADDR PORT SECRET") {
+		t.Errorf("a line that is none: %v", err)
+	}
+	write("")
+	if all, err := o.services(); err != nil || len(all) != 2 {
+		t.Errorf("an empty file: %d, %v", len(all), err)
+	}
 }

@@ -48,6 +48,12 @@ variable "acme" {
   default     = "letsencrypt"
 }
 
+variable "acme_roots" {
+  type        = string
+  description = "PEM of the certificates by which the authority proves itself, if it is one of your own; empty: as the host knows it"
+  default     = ""
+}
+
 variable "email" {
   type        = string
   description = "address that the authority may write to"
@@ -221,6 +227,16 @@ job "edge" {
           "--consul", var.consul, "--state", "${NOMAD_ALLOC_DIR}/data/edge.state", "--log-format", "json", "--log-level", var.log_level,
           ],
         flatten([for n in var.names : ["--name", n]]))
+      }
+
+      env = var.acme_roots == "" ? null : { SSL_CERT_FILE = "${NOMAD_TASK_DIR}/roots.pem" }
+      dynamic "template" {
+        for_each = var.acme_roots == "" ? [] : [var.acme_roots]
+        content {
+          destination = "${NOMAD_TASK_DIR}/roots.pem"
+          change_mode = "noop"
+          data        = template.value
+        }
       }
 
       template {

@@ -47,6 +47,12 @@ variable "consul" {
   default     = "http://127.0.0.1:8500"
 }
 
+variable "config_js" {
+  type        = string
+  description = "JSON laid over what clients read as config.js, as {\"resolution\": 360}; empty: nothing"
+  default     = ""
+}
+
 variable "log_level" {
   type        = string
   description = "debug, info, warn or error"
@@ -195,10 +201,11 @@ job "shard" {
           "--shard", var.shard, "--region", var.region, "--domain", var.domain,
           "--http", "${NOMAD_ADDR_http}", "--xmpp", "${NOMAD_ADDR_xmpp}", "--metrics", "${NOMAD_ADDR_metrics}",
           "--edge", var.control, "--shards-file", "${NOMAD_TASK_DIR}/shards",
-          "--accounts-file", "${NOMAD_SECRETS_DIR}/accounts", "--consul", var.consul, "--state", "${NOMAD_ALLOC_DIR}/data/shard.state",
+          "--accounts-file", "${NOMAD_SECRETS_DIR}/accounts", "--turn-file", "${NOMAD_SECRETS_DIR}/turn", "--consul", var.consul, "--state", "${NOMAD_ALLOC_DIR}/data/shard.state",
           "--log-format", "json", "--log-level", var.log_level,
           ],
-        flatten([for n in var.near : ["--near", n]]))
+          flatten([for n in var.near : ["--near", n]]),
+        var.config_js == "" ? [] : ["--config-js", var.config_js])
       }
 
       template {
@@ -212,11 +219,6 @@ job "shard" {
             {{ with nomadVar "plenum/shards" }}
             room_key   = "{{ .room_key }}"
             resume_key = "{{ .resume_key }}"
-            {{ end }}
-            {{ if nomadVarExists "nomad/jobs/turn-${var.region}" }}{{ with nomadVar "nomad/jobs/turn-${var.region}" }}
-            turn_secret = "{{ .secret }}"
-            {{ end }}
-            turn_servers = [{{ range service "region-${var.region}.plenum-turn|any" }}"{{ or .ServiceMeta.public_ip .Address }}:{{ .Port }}", {{ end }}]
             {{ end }}
             consul_servers = [{{ range service "consul|any" }}"http://{{ .Address }}:8500", {{ end }}]
           }
@@ -233,6 +235,20 @@ job "shard" {
         data          = <<-EOT
           {{ with nomadVar "plenum/accounts" }}{{ range .Tuples }}{{ .K }} {{ .V }}
           {{ end }}{{ end }}
+        EOT
+      }
+      template {
+        destination   = "${NOMAD_SECRETS_DIR}/turn"
+        change_mode   = "signal"
+        change_signal = "SIGHUP"
+        splay         = "0s" # nothing is restarted
+        perms         = "0400"
+        uid           = 65534
+        gid           = 65534
+        data          = <<-EOT
+          {{ if nomadVarExists "nomad/jobs/turn-${var.region}" }}{{ with nomadVar "nomad/jobs/turn-${var.region}" }}{{ $secret := .secret }}
+          {{ range service "region-${var.region}.plenum-turn|any" }}{{ or .ServiceMeta.public_ip .Address }} {{ .Port }} {{ $secret }}
+          {{ end }}{{ end }}{{ end }}
         EOT
       }
       template {

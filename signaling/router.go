@@ -71,6 +71,7 @@ type router struct {
 	sessions *session.Server
 	hall     *hall
 	stock    bool // a stock Jicofo drives
+	services *serviceList
 	// life ends when the shard stops. Sessions call without a context, and a conference request may wait.
 	life      context.Context
 	new       creations
@@ -167,7 +168,7 @@ func (r *router) domain(s *session.Session, el *xmpp.Element) {
 		}
 	case get && query.Is(xmpp.NSExtDisco, "services"), get && query.Is(nsExtDisco1, "services"):
 		answer = xmpp.New(query.Space, "services")
-		for _, x := range services(r.cfg.Services, time.Now()) {
+		for _, x := range r.services.at(time.Now()) {
 			answer.Add(xmpp.New(query.Space, "service", "type", x.Type, "host", x.Host, "port", x.Port,
 				"transport", x.Transport, "username", x.Username, "password", x.Password, "restricted", x.Restricted))
 		}

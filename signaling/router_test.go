@@ -25,10 +25,10 @@ type routed struct {
 
 func newRouted(t *testing.T, account string, stock bool) *routed {
 	t.Helper()
-	cfg := &Config{Domain: "localhost", Shard: "muc-1", Release: "7", Services: []Service{
-		{Type: "turns", Host: "turn.example", Port: "443", Transport: "tcp", Username: "u", Password: "p", Restricted: "1"}}}
+	cfg := &Config{Domain: "localhost", Shard: "muc-1", Release: "7"}
 	n := newNames("localhost")
-	r := &routed{T: t, router: &router{cfg: cfg, names: n, stock: stock, life: t.Context()}}
+	r := &routed{T: t, router: &router{cfg: cfg, names: n, stock: stock, life: t.Context(), services: new(serviceList)}}
+	r.services.Store(&[]Service{{Type: "turns", Host: "turn.example", Port: "443", Transport: "tcp", Username: "u", Password: "p", Restricted: "1"}})
 	r.sessions = session.New(session.Config{Domain: "localhost", Handler: r.router})
 	r.hall = newHall(hallConfig{Domain: "localhost", Stock: stock, Deliver: func(to jid.JID, f *xmpp.Frame) bool {
 		if to == r.s.JID() {

@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"slices"
 	"strconv"
+	"sync/atomic"
 	"time"
 )
 
@@ -28,7 +29,18 @@ type Service struct {
 // userLife is how long a made user may ask for relays: as long as the longest call, for ICE may restart at its end.
 const userLife = 24 * time.Hour
 
-// services are what a client is told at now.
+// A serviceList is what clients are told of; it may be replaced at any time.
+type serviceList struct{ atomic.Pointer[[]Service] }
+
+// at is what a client is told at now.
+func (l *serviceList) at(now time.Time) []Service {
+	if all := l.Load(); all != nil {
+		return services(*all, now)
+	}
+	return nil
+}
+
+// services are all as a client is told at now.
 func services(all []Service, now time.Time) []Service {
 	told := slices.Clone(all)
 	for i, s := range told {

@@ -38,3 +38,28 @@ func TestServices(t *testing.T) {
 		t.Error("an hour later it is the same user")
 	}
 }
+
+// TestSetServices: whoever asks after a change is told of the new ones; a list that is wrong changes nothing.
+func TestSetServices(t *testing.T) {
+	var s Server
+	if all := s.services.at(time.Now()); all != nil {
+		t.Errorf("at first %+v", all)
+	}
+	given := []Service{{Type: "turn", Host: "turn.example", Port: "3478", Secret: "s3cret"}}
+	if err := s.SetServices(given); err != nil {
+		t.Fatal(err)
+	}
+	if given[0].Restricted != "" {
+		t.Error("the caller's list is changed")
+	}
+	if err := s.SetServices([]Service{{Type: "http", Host: "turn.example"}}); err == nil {
+		t.Error("a service of no type is taken")
+	}
+	all := s.services.at(time.Now())
+	if len(all) != 1 || all[0].Host != "turn.example" || all[0].Restricted != "1" || all[0].Password == "" {
+		t.Errorf("told %+v", all)
+	}
+	if err := s.SetServices(nil); err != nil || len(s.services.at(time.Now())) != 0 {
+		t.Errorf("none: %v", err)
+	}
+}

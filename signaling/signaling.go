@@ -16,6 +16,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -116,14 +117,6 @@ func (c *Config) validate() error {
 	if _, err := json.Marshal(c.ConfigJS); err != nil {
 		return fmt.Errorf("config.js: %w", err)
 	}
-	for i, s := range c.Services {
-		if s.Host == "" || s.Type != "stun" && s.Type != "turn" && s.Type != "turns" {
-			return fmt.Errorf("service %d: want a host and a type of stun, turn or turns", i+1)
-		}
-		if s.Username != "" || s.Secret != "" {
-			c.Services[i].Restricted = "1"
-		}
-	}
 	return nil
 }
 
@@ -140,6 +133,7 @@ type Server struct {
 	httpL    net.Listener
 	xmppL    net.Listener
 	stop     context.CancelFunc // of router.life
+	services serviceList
 	draining atomic.Bool
 }
 
@@ -154,8 +148,11 @@ func New(cfg Config) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{cfg: cfg, names: n, accounts: accounts}
+	if err := s.SetServices(cfg.Services); err != nil {
+		return nil, err
+	}
 	stock := accounts.Has(meet.FocusNick + "@" + n.auth)
-	s.router = &router{cfg: &s.cfg, names: n, stock: stock}
+	s.router = &router{cfg: &s.cfg, names: n, stock: stock, services: &s.services}
 	s.router.life, s.stop = context.WithCancel(context.Background())
 
 	sc := cfg.Sessions
@@ -168,14 +165,16 @@ func New(cfg Config) (*Server, error) {
 		Domain: cfg.Domain, Deliver: s.sessions.Deliver, Cut: s.cut, Owner: cfg.Owner, Fleet: fleet.New(cfg.Release, cfg.Near...), Focus: cfg.Focus, Room: cfg.Room,
 		Stock: stock, Log: cfg.Log, Metrics: newMetrics(cfg.Metrics), End: s.router.end, Dial: dialMedia,
 	}
-	if len(cfg.Services) > 0 {
-		hc.Room.Services = func(now time.Time) json.RawMessage {
-			text, err := json.Marshal(services(cfg.Services, now))
-			if err != nil {
-				panic("signaling: services: " + err.Error()) // they are texts alone
-			}
-			return text
+	hc.Room.Services = func(now time.Time) json.RawMessage {
+		all := s.services.at(now)
+		if len(all) == 0 {
+			return nil
 		}
+		text, err := json.Marshal(all)
+		if err != nil {
+			panic("signaling: services: " + err.Error()) // they are texts alone
+		}
+		return text
 	}
 	s.hall = newHall(hc)
 	s.router.hall, s.router.sessions = s.hall, s.sessions
@@ -282,6 +281,21 @@ func (s *Server) closeSite() {
 // LoadAccounts replaces the accounts that it loaded before, as auth.Accounts.Load reads them; those of the Config stay.
 // Sessions that are open stay open.
 func (s *Server) LoadAccounts(text []byte) error { return s.accounts.Load(text) }
+
+// SetServices replaces Config.Services: who joins from now on is told of these.
+func (s *Server) SetServices(all []Service) error {
+	all = slices.Clone(all)
+	for i, x := range all {
+		if x.Host == "" || x.Type != "stun" && x.Type != "turn" && x.Type != "turns" {
+			return fmt.Errorf("service %d: want a host and a type of stun, turn or turns", i+1)
+		}
+		if x.Username != "" || x.Secret != "" {
+			all[i].Restricted = "1"
+		}
+	}
+	s.services.Store(&all)
+	return nil
+}
 
 // Drain refuses new rooms, says so in /about/health, gives those that are open to other shards one by one, if
 // there are any, and waits until the last one has gone. When ctx ends before, it returns an error and all is

@@ -174,18 +174,20 @@ func (c *display) ready(ctx context.Context) bool {
 
 // follow gives HAProxy each certificate that is new: from the safe, whichever edge obtained it, or from its file.
 func (c *display) follow(ctx context.Context) {
-	tick := time.NewTicker(c.interval)
-	defer tick.Stop()
 	for {
+		wait := c.interval
 		for _, name := range c.names {
-			if err := c.show(ctx, name); err != nil && ctx.Err() == nil && !errors.Is(err, fs.ErrNotExist) {
+			err := c.show(ctx, name)
+			if errors.Is(err, fs.ErrNotExist) {
+				wait = min(wait, time.Second) // people wait for the first one
+			} else if err != nil && ctx.Err() == nil {
 				c.log.Warn("certificate", "name", name, "err", err)
 			}
 		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-tick.C:
+		case <-time.After(wait):
 		}
 	}
 }
