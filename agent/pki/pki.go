@@ -11,6 +11,7 @@ import (
 	"io"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -265,7 +266,7 @@ func (v *Vault) Root(ctx context.Context, shares ...string) (string, error) {
 		}
 	}
 	_ = sys.GenerateRootCancelWithContext(ctx)
-	return "", fmt.Errorf("%d of %d shares of the unseal key are given", len(shares), st.Required)
+	return "", fmt.Errorf("%w: %d of %d are given (--share)", ErrShares, len(shares), st.Required)
 }
 
 // Revoke ends a root token.
@@ -369,7 +370,7 @@ func (v *Vault) do(ctx context.Context, ask func(*api.Client) (*api.Secret, erro
 	}
 }
 
-// explain turns what Vault says when it is sealed or away into ErrSealed.
+// explain turns what Vault says when it is sealed or away into ErrSealed. Errors of ours stay what they are.
 func explain(err error) error {
 	if err == nil {
 		return nil
@@ -381,7 +382,8 @@ func explain(err error) error {
 		}
 		return fmt.Errorf("vault: %d: %s", e.StatusCode, strings.Join(e.Errors, "; "))
 	}
-	if errors.Is(err, context.Canceled) {
+	var dial *url.Error
+	if errors.Is(err, context.Canceled) || !errors.As(err, &dial) && !errors.Is(err, context.DeadlineExceeded) {
 		return err
 	}
 	return fmt.Errorf("%w: %w", ErrSealed, err)

@@ -205,7 +205,24 @@ func TestSetup(t *testing.T) {
 	if err != nil || !bytes.Equal(ed25519.PrivateKey(key).Public().(ed25519.PublicKey), ca.PublicKey()) {
 		t.Errorf("the break-glass key is not that of the CA: %v", err)
 	}
+	rescue := cert.TBSCertificate{Version: cert.Version2, Curve: cert.Curve_CURVE25519, Name: "rescue", Groups: []string{"server"}, PublicKey: x25519(t),
+		Networks: []netip.Prefix{netip.MustParsePrefix("10.99.255.1/16")}, NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(time.Hour)}
+	crt, err := rescue.Sign(ca, cert.Curve_CURVE25519, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool, err := cert.NewCAPoolFromPEM([]byte(after.NebulaPEM()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := pool.VerifyCertificate(time.Now(), crt); err != nil {
+		t.Errorf("hosts do not believe what the break-glass key has signed: %v", err)
+	}
 
+	// The audit file's disk is full: the other device is enough.
+	if err := errors.Join(os.Remove(cfg.Audit), os.Symlink("/dev/full", cfg.Audit)); err != nil {
+		t.Fatal(err)
+	}
 	restart()
 	if _, err := v.SignNebula(ctx, &after, bridge, x25519(t)); !errors.Is(err, ErrSealed) {
 		t.Errorf("signed while sealed: %v", err)
