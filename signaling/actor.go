@@ -306,6 +306,14 @@ func (a *actor) bridgeEvent(now time.Time, e muc.Event) {
 	if err != nil {
 		return // no bridge, or one that has just come and says nothing yet
 	}
+	// Who steals a host's account gets that host's bridge and not another's: what is meant for that would come to it.
+	if host := a.hall.cfg.Host; host != nil && host(e.JID.Bare()) && stats.Value("relay_id") != e.JID.Local() {
+		a.log.Warn("a bridge claims what is another's", "host", e.JID.Local(), "relay_id", stats.Value("relay_id"))
+		if a.hall.cfg.Fleet.Lost(bridge) {
+			a.hall.bridgeLost(bridge)
+		}
+		return
+	}
 	a.bridgeBack(e.Nick)
 	if a.hall.cfg.Fleet.Observe(now, bridge, stats) {
 		a.log.Info("bridge changed", "bridge", e.Nick, "region", stats.Value("region"), "version", stats.Value("version"),

@@ -392,6 +392,39 @@ func TestHallBridges(t *testing.T) {
 	})
 }
 
+// TestHallBridgeOfAnother: a host's account is good for the bridge of that host alone. One that claims another's relay id
+// is not in the fleet, or not any more; accounts that an operator gave are not bound.
+func TestHallBridgeOfAnother(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLobby(t, func(c *hallConfig) { c.Host = func(a jid.JID) bool { return a.Local() == "h2" } })
+		l.run(func(context.Context) {
+			h2, old := l.bridge("h2"), l.bridge("old")
+			l.mu.Lock()
+			delete(l.here, h2.jid)
+			h2.jid, h2.account = jid.MustParse("h2@auth.meet.local/bridge"), "h2"
+			l.here[h2.jid] = h2
+			l.mu.Unlock()
+			for _, b := range []*guest{h2, old} {
+				l.join(b, brewery)
+			}
+			say := func(b *guest, relay string, want int) {
+				t.Helper()
+				stats := colibri.Stats{{Name: "stress_level", Value: "0.1"}, {Name: "region", Value: "ber"}, {Name: "relay_id", Value: relay}}
+				l.h.Stanza(b, xmpp.Presence("", "", "", brewery+"/"+b.nick, stats.Element()))
+				synctest.Wait()
+				if known := l.h.cfg.Fleet.Bridges(time.Now()); len(known) != want {
+					t.Errorf("%s says it is %q: the fleet is %+v", b.nick, relay, known)
+				}
+			}
+			say(h2, "h3", 0)
+			say(h2, "", 0)
+			say(h2, "h2", 1)
+			say(h2, "h3", 0)
+			say(old, "h3", 1)
+		})
+	})
+}
+
 const brewery = "jvbbrewery@internal.auth.meet.local"
 
 // working lets a bridge say how loaded it is, and answer requests for endpoints, which asked counts.

@@ -64,6 +64,9 @@ type hallConfig struct {
 	// Cut drops the socket of a guest whose room has moved; nil does nothing.
 	Cut func(who jid.JID)
 
+	// Host reports whether an account is that of the host of its name, which may be no other bridge. nil: none is.
+	Host func(account jid.JID) bool
+
 	Owner    rooms.Owner  // who may open a room; default rooms.Memory
 	Fleet    *fleet.Fleet // default an empty one
 	Focus    focus.Config // for every conference; Room, Self, MeetingID and Fleet are filled in

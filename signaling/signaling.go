@@ -164,6 +164,7 @@ func New(cfg Config) (*Server, error) {
 	hc := hallConfig{
 		Domain: cfg.Domain, Deliver: s.sessions.Deliver, Cut: s.cut, Owner: cfg.Owner, Fleet: fleet.New(cfg.Release, cfg.Near...), Focus: cfg.Focus, Room: cfg.Room,
 		Stock: stock, Log: cfg.Log, Metrics: newMetrics(cfg.Metrics), End: s.router.end, Dial: dialMedia,
+		Host: func(account jid.JID) bool { return accounts.Loaded(account.String()) },
 	}
 	hc.Room.Services = func(now time.Time) json.RawMessage {
 		all := s.services.at(now)

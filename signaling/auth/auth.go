@@ -116,6 +116,19 @@ func (a *Accounts) Has(name string) bool {
 	return ok
 }
 
+// Loaded reports whether an account came by Load: in a cluster it is that of the host of its name.
+func (a *Accounts) Loaded(name string) bool {
+	if a == nil {
+		return false
+	}
+	loaded := a.loaded.Load()
+	if loaded == nil {
+		return false
+	}
+	_, ok := (*loaded)[a.bare(name)]
+	return ok
+}
+
 // Len returns the number of accounts.
 func (a *Accounts) Len() int {
 	if a == nil {
