@@ -335,7 +335,7 @@ func TestPrometheus(t *testing.T) {
 	check := func(where, expr string, empty bool) {
 		t.Helper()
 		expr = strings.NewReplacer("$__rate_interval", "5s", "$region", ".*", "$host", ".*", "$plane", "media").Replace(expr)
-		for _, name := range regexp.MustCompile(`\b(plenum|jitsi|process)_[a-z0-9_]+\b`).FindAllString(expr, -1) {
+		for _, name := range regexp.MustCompile(`\b(plenum|jitsi|process|haproxy)_[a-z0-9_]+\b`).FindAllString(expr, -1) {
 			if !slices.Contains(names, name) && !slices.Contains(names, strings.TrimSuffix(name, "_bucket")) {
 				t.Errorf("%s: nobody tells %s", where, name)
 			}

@@ -132,6 +132,7 @@ type Consul struct {
 	stripes  [64]sync.Mutex // one request about a room at a time
 	seed     maphash.Seed
 	metrics  ownerMetrics
+	unsure   boottime // since when no lease has said that our rooms are nobody else's; 0: one does. Run's
 	names    LogNames
 
 	mu      sync.Mutex
@@ -294,8 +295,10 @@ func (c *Consul) open(ctx context.Context) error {
 
 // publish makes a right the one in force and ends the rooms that it does not cover any more.
 func (c *Consul) publish(r right) {
-	c.right.Store(&r)
 	now := c.cfg.now()
+	if old := c.right.Swap(&r); old.lease != 0 && old.lease <= now && c.unsure == 0 {
+		c.unsure = old.lease
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, h := range c.rooms {
@@ -429,7 +432,12 @@ func (c *Consul) reconcile(ctx context.Context) {
 	}
 	c.mu.Unlock()
 	if len(loose) == 0 {
+		c.unsure = 0
 		return
+	}
+	var age time.Duration
+	if c.unsure != 0 {
+		age = c.cfg.now() - c.unsure
 	}
 	c.cfg.Log.Warn("taking the locks of open rooms again", "rooms", len(loose))
 	c.each(ctx, len(loose), func(yield func(func(context.Context) error)) {
@@ -440,6 +448,7 @@ func (c *Consul) reconcile(ctx context.Context) {
 					e, rerr := c.cfg.records.Read(ctx, h.key)
 					if rerr == nil && e.Session != "" && e.Session != id {
 						c.metrics.split.Inc()
+						c.metrics.splits.add(h.name, age)
 						c.mu.Lock()
 						c.loseLocked(h, "it is open on "+e.Record.Shard.Name)
 						c.mu.Unlock()

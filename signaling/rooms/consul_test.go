@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
 
 	"plenum/overlay/netlab/stack"
@@ -274,8 +275,27 @@ func TestConsul(t *testing.T) {
 
 	t.Run("isolated", func(t *testing.T) {
 		t.Parallel()
-		a, w, k := shardAt(t, consul, "a")
+		registry := prometheus.NewRegistry()
+		a, w, k := shardAt(t, consul, "a", func(c *ConsulConfig) { c.Metrics = registry })
 		b, _, _ := shardAt(t, consul, "b")
+		shown := func() (rooms float64, age map[string]float64) {
+			all, err := registry.Gather()
+			if err != nil {
+				t.Error(err)
+			}
+			age = map[string]float64{}
+			for _, f := range all {
+				switch m := f.GetMetric(); f.GetName() {
+				case "plenum_shard_split_rooms":
+					rooms = m[0].GetGauge().GetValue()
+				case "plenum_shard_split_age_seconds":
+					for _, m := range m {
+						age[m.GetLabel()[0].GetValue()] = m.GetGauge().GetValue()
+					}
+				}
+			}
+			return rooms, age
+		}
 		kept, split := acquire(t, a, room("kept")), acquire(t, a, room("given"))
 		w.set(errors.New("no way"), silent, without, silent)
 		for range 8 {
@@ -289,9 +309,19 @@ func TestConsul(t *testing.T) {
 			t.Errorf("a new room: %v", err)
 		}
 		taken := acquire(t, b, room("given"), a) // its session has expired meanwhile
+		if n, age := shown(); n != 0 || len(age) != 0 {
+			t.Errorf("%v rooms are split, %v, and nobody can know", n, age)
+		}
 		began := time.Now()
 		w.set(nil)
 		a.step(t.Context())
+		if n, age := shown(); n != 1 || len(age) != 1 || age[a.LogName(room("given"))] < 11 { // eight times 2 s, less the lease
+			t.Errorf("%v rooms were split, %v", n, age)
+		}
+		a.step(t.Context())
+		if a.unsure != 0 {
+			t.Error("a has its lease, and is unsure")
+		}
 		if !kept.Held() || !kept.Admits() || isLost(kept) || kept.Fence() <= kept.Token {
 			t.Errorf("what nobody took is lost: held %v, admits %v", kept.Held(), kept.Admits())
 		}
