@@ -170,7 +170,9 @@ func loadAnswer(h *host.Host) (a join.Answer, ok bool, err error) {
 		return a, false, nil
 	}
 	if err == nil {
-		err = json.Unmarshal(b, &a)
+		if err = json.Unmarshal(b, &a); err != nil {
+			err = fmt.Errorf("%w: remove it, then plenum join with a new token: the host keeps its name and addresses by its key", err)
+		}
 	}
 	if err != nil {
 		return a, false, fmt.Errorf("%s: %w", h.Path(answerFile), err)

@@ -238,6 +238,11 @@ func get(ctx context.Context, c *http.Client, url string) (int, []byte, error) {
 	if err != nil {
 		return 0, nil, err
 	}
+	return do(c, req)
+}
+
+// do is get with a request of one's own.
+func do(c *http.Client, req *http.Request) (int, []byte, error) {
 	res, err := c.Do(req)
 	if err != nil {
 		return 0, nil, err

@@ -29,8 +29,8 @@ func (l *loop) clock(ctx context.Context) error {
 	if err != nil {
 		return l.clockErr
 	}
-	ours := l.now()
-	offset := ours.Sub(ch.Time) - time.Since(before)/2
+	offset := l.o.Now().Sub(ch.Time) - time.Since(before)/2
+	l.offset = offset
 	l.metrics.clock.Set(offset.Seconds())
 	l.clockErr = nil
 	if offset.Abs() > join.MaxSkew {
@@ -40,10 +40,9 @@ func (l *loop) clock(ctx context.Context) error {
 	return l.clockErr
 }
 
-// now is the host's clock, which tests set wrong.
-func (l *loop) now() time.Time {
-	if l.o.Now != nil {
-		return l.o.Now()
-	}
-	return time.Now()
-}
+// now is the cluster's time as far as this host knows: by its own clock, however wrong, certificates would be renewed at
+// every look or too late.
+func (l *loop) now() time.Time { return l.o.Now().Add(-l.offset) }
+
+// wallClock is the host's clock, which tests set wrong.
+var wallClock = time.Now

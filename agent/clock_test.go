@@ -39,5 +39,8 @@ func TestClock(t *testing.T) {
 		if again := l.clock(t.Context()); again != err {
 			t.Errorf("%s off, at once again: %v", x.off, again)
 		}
+		if wrong := time.Until(l.now()).Abs(); wrong > time.Minute { // certificates are renewed by this
+			t.Errorf("%s off: the cluster's time is taken to be %s off", x.off, wrong)
+		}
 	}
 }

@@ -148,7 +148,7 @@ func (w *work) await(ctx context.Context, service string) error {
 			if w.answer.Nomad.Introduction == "" || w.first { // init waits for that last of all
 				return nil
 			}
-			return nomadReady(ctx, c)
+			return nomadReady(ctx, w.host, c)
 		}
 	case "plenum-agent":
 		name = "the agent"

@@ -89,6 +89,7 @@ func (c *Command) enrol(ctx context.Context, w *work, t join.Token) error {
 	}
 	w.crash("after keys")
 	client := join.NewClient(t, id.host, id.tls)
+	client.Now = wallClock
 	said := map[string]bool{} // once, however often it is tried
 	client.Progress = func(step string) {
 		if !said[step] {
@@ -100,23 +101,30 @@ func (c *Command) enrol(ctx context.Context, w *work, t join.Token) error {
 	if err != nil {
 		return err
 	}
-	// Servers may be lost, or have no leader for a moment, while this goes on. What they refuse is refused.
 	var a join.Answer
-	var refused error
-	err = w.until(ctx, "a join service that can let this host in", patience, func(ctx context.Context) error {
-		answer, err := client.Enrol(ctx, t, join.Request{Host: w.cfg.Host, Keys: keys, Facts: w.factsFor(c.Release)})
-		if err != nil && !join.Temporary(err) {
-			refused, err = err, nil
-		}
-		a = answer
+	if err := w.persist(ctx, "a join service that can let this host in", patience, func(ctx context.Context) (err error) {
+		a, err = client.Enrol(ctx, t, join.Request{Host: w.cfg.Host, Keys: keys, Facts: w.factsFor(c.Release)})
 		return err
-	})
-	if err = errors.Join(refused, err); err != nil {
+	}); err != nil {
 		return err
 	}
 	w.crash("after enrol")
 	w.hand.say("enrolled: control %s, media %s, certificate until %s", a.Control, a.Media, a.CertificateTo.Format(time.RFC3339))
 	return w.keep(a)
+}
+
+// persist asks again where servers are lost, or have no leader for a moment, while something goes on. What they refuse
+// is refused.
+func (w *work) persist(ctx context.Context, what string, limit time.Duration, ask func(context.Context) error) error {
+	var refused error
+	err := w.until(ctx, what, limit, func(ctx context.Context) error {
+		err := ask(ctx)
+		if err != nil && !join.Temporary(err) {
+			refused, err = err, nil
+		}
+		return err
+	})
+	return errors.Join(refused, err)
 }
 
 // client is for the join services that the host knows.
@@ -129,7 +137,7 @@ func (w *work) client() (*join.Client, join.Request, error) {
 	if err != nil {
 		return nil, join.Request{}, err
 	}
-	c := &join.Client{Pin: w.answer.Pin, Host: id.host, TLS: id.tls}
+	c := &join.Client{Pin: w.answer.Pin, Host: id.host, TLS: id.tls, Now: wallClock}
 	for _, s := range w.answer.Servers {
 		c.Addresses = append(c.Addresses, s.Join)
 	}
@@ -151,7 +159,8 @@ func (w *work) fetchBinary(ctx context.Context, b join.Binary, to string) error 
 // renew asks for new certificates when a third of their life is over. Nothing else on the host waits for it.
 func (l *loop) renew(ctx context.Context) error {
 	w := l.work
-	if now := time.Now(); now.Before(w.answer.RenewAfter) || now.Before(l.notBefore) {
+	now := l.now()
+	if now.Before(w.answer.RenewAfter) || time.Now().Before(l.notBefore) {
 		return l.renewErr
 	}
 	c, r, err := w.client()
@@ -162,9 +171,12 @@ func (l *loop) renew(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	a, err := c.Renew(ctx, r)
+	if err == nil {
+		err = w.keep(a) // a full disk, for example
+	}
 	if err != nil {
 		// Again soon while it matters, and never so often that a hundred hosts keep a service busy.
-		l.notBefore = time.Now().Add(max(duration(w.cfg.Every), min(time.Until(w.answer.CertificateTo)/20, 10*time.Minute)))
+		l.notBefore = time.Now().Add(max(duration(w.cfg.Every), min(w.answer.CertificateTo.Sub(now)/20, 10*time.Minute)))
 		l.metrics.renewals.WithLabelValues("failed").Inc()
 		l.renewErr = fmt.Errorf("renewal: %w", err)
 		return l.renewErr
@@ -172,7 +184,7 @@ func (l *loop) renew(ctx context.Context) error {
 	l.renewErr = nil
 	l.metrics.renewals.WithLabelValues("done").Inc()
 	l.log.Info("renewed", "until", a.CertificateTo, "again", a.RenewAfter)
-	return w.keep(a)
+	return nil
 }
 
 // joinVault makes a new server's Vault a member of the others'. The keys that unseal it came with the answer.

@@ -150,7 +150,7 @@ func (w *work) ownNode(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return w.until(ctx, "this host's own node, for half a minute; others may join already", patience, func(ctx context.Context) error { return nomadReady(ctx, c) })
+	return w.until(ctx, "this host's own node, for half a minute; others may join already", patience, func(ctx context.Context) error { return nomadReady(ctx, w.host, c) })
 }
 
 // initSteps are what init does besides files and services.

@@ -50,8 +50,12 @@ func (c *Command) Leave(ctx context.Context, force bool) error {
 		}
 	}
 	w.hand.say("take leave of %s", w.answer.Cluster)
-	if err == nil {
-		err = client.Leave(ctx, r)
+	switch leave := func(ctx context.Context) error { return client.Leave(ctx, r) }; {
+	case err != nil:
+	case force:
+		err = leave(ctx)
+	default:
+		err = w.persist(ctx, "the servers", election, leave)
 	}
 	if err != nil && !force && !errors.Is(err, join.Refusal{Reason: join.ReasonUnknown}) && !errors.Is(err, join.Refusal{Reason: join.ReasonRevoked}) {
 		return fmt.Errorf("the cluster does not let go: %w; --force leaves all the same", err)
@@ -60,13 +64,20 @@ func (c *Command) Leave(ctx context.Context, force bool) error {
 	return c.remains(ctx, w)
 }
 
+// election is how long servers may have no leader while a host leaves: the one that leaves may have been it.
+const election = 30 * time.Second
+
 // drain has the cluster move this host's tasks away and waits until the last has ended. A server stops voting then. A
 // host that the cluster does not know any more has nothing to drain.
 func (w *work) drain(ctx context.Context, client *join.Client, r join.Request) error {
 	w.hand.say("drain: tasks move to other hosts, or end by themselves")
 	said, last := time.Time{}, -1
 	for wait := time.Second / 2; ; wait = min(wait*3/2, 30*time.Second) {
-		l, err := client.Retire(ctx, r)
+		var l join.Leaving
+		err := w.persist(ctx, "the servers", election, func(ctx context.Context) (err error) {
+			l, err = client.Retire(ctx, r)
+			return err
+		})
 		switch {
 		case errors.Is(err, join.Refusal{Reason: join.ReasonUnknown}), errors.Is(err, join.Refusal{Reason: join.ReasonRevoked}):
 			return nil // an earlier leave was cut short

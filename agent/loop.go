@@ -33,7 +33,7 @@ type Options struct {
 	Release string
 	// Log is where it says what it does.
 	Log *slog.Logger
-	// Now is the host's clock as it is compared with the cluster's. Default time.Now.
+	// Now is the host's clock. Default time.Now.
 	Now func() time.Time
 }
 
@@ -46,6 +46,9 @@ func (o *Options) Flags(f *flag.FlagSet) {
 // certificates, registers the host and, on server hosts, runs the join service. What it started goes on without it.
 func Run(ctx context.Context, o Options) error {
 	debug.SetGCPercent(50) // it allocates little and lives long: memory before speed
+	if o.Now == nil {
+		o.Now = wallClock
+	}
 	w, err := newWork(o.Root)
 	if err != nil {
 		return err
@@ -86,8 +89,9 @@ type loop struct {
 	notBefore time.Time // the next try to renew
 	renewErr  error     // of the last one
 	estranged estranged
-	clockNext time.Time // the next look at others' clocks
-	clockErr  error     // of the last one
+	clockNext time.Time     // the next look at others' clocks
+	clockErr  error         // of the last one
+	offset    time.Duration // this host's clock less the cluster's
 }
 
 // keep observes, plans and applies.
@@ -160,7 +164,7 @@ func (l *loop) look(ctx context.Context) error {
 	}
 	a := w.answer
 	l.answer.Store(&a)
-	l.metrics.certificate.Set(time.Until(a.CertificateTo).Seconds())
+	l.metrics.certificate.Set(a.CertificateTo.Sub(l.now()).Seconds())
 	return errors.Join(err, renewErr, l.clock(ctx))
 }
 

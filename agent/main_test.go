@@ -35,6 +35,7 @@ import (
 func TestMain(m *testing.M) {
 	if strings.HasPrefix(filepath.Base(os.Args[0]), "plenum") {
 		crashOnce()
+		wrongClock()
 		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 		defer stop()
 		if err := plenumCommand().ExecuteContext(ctx); err != nil {
@@ -62,6 +63,13 @@ func crashOnce() {
 		fmt.Fprintln(os.Stderr, "killed", where)
 		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
 		select {}
+	}
+}
+
+// wrongClock has this process take another time for now: PLENUM_CLOCK is by how much it is ahead.
+func wrongClock() {
+	if off, err := time.ParseDuration(os.Getenv("PLENUM_CLOCK")); err == nil {
+		wallClock = func() time.Time { return time.Now().Add(off) }
 	}
 }
 
@@ -238,6 +246,40 @@ func (c *cluster) token(region, roles string) string {
 
 func (b *box) join(token string) string {
 	return b.plenum("join", token, "--host", b.Name(), "--binaries", b.c.bin)
+}
+
+// joinWhile joins, and as soon as a join service is asked f breaks something. The join goes on by itself.
+func (b *box) joinWhile(token string, f func()) {
+	b.c.t.Helper()
+	p := b.StartCmd(b.command("join", token, "--host", b.Name(), "--binaries", b.c.bin))
+	if _, err := p.Await(b.c.t.Context(), "asking"); err != nil {
+		b.c.t.Fatal(err)
+	}
+	f()
+	if err := p.Wait(); err != nil {
+		b.confess()
+		b.c.first.confess()
+		b.c.t.Fatalf("%s: join: %v\n%s", b.Name(), err, p.Output())
+	}
+	for line := range strings.Lines(p.Output()) {
+		if strings.Contains(line, "waiting for a join service") || strings.Contains(line, "enrolled") {
+			b.c.t.Logf("%s: %s", b.Name(), strings.TrimSpace(line))
+		}
+	}
+}
+
+// certificateTo is when the host's certificate expires.
+func (b *box) certificateTo() time.Time {
+	b.c.t.Helper()
+	w, err := newWork(b.root)
+	check(b.c.t, err)
+	return w.answer.CertificateTo
+}
+
+// logged is what a service of the host wrote, from a mark on; the mark is how much that was before.
+func (b *box) logged(service string, from int) string {
+	text, _ := os.ReadFile(filepath.Join(b.root, "var/log/plenum", service+".log"))
+	return string(text[min(from, len(text)):])
 }
 
 // nodes are Nomad's, by name: their status.

@@ -110,29 +110,35 @@ func nomadLeader(ctx context.Context, c *http.Client) error {
 	return nil
 }
 
-// nomadReady is content when this host's Nomad says of its own node that it is ready: its metrics carry the status and
-// ask for no token.
-func nomadReady(ctx context.Context, c *http.Client) error {
-	status, body, err := get(ctx, c, "https://"+nomadAddress+"/v1/metrics")
+// nomadReady is content when the servers say that this host's node is ready. The node's own secret is the right to ask.
+// To ask is of use by itself: a node that hears from a server sends its first heartbeat at once, and otherwise after a
+// while of up to ten seconds; and until then it is not ready.
+func nomadReady(ctx context.Context, h *host.Host, c *http.Client) error {
+	id, err := h.Read(stateDir + "/nomad/client/client-id")
+	if err != nil {
+		return errors.New("it has not started yet")
+	}
+	secret, err := h.Read(stateDir + "/nomad/client/secret-id")
+	if err != nil {
+		return errors.New("it has not started yet")
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+nomadAddress+"/v1/node/"+string(id), nil)
+	if err != nil {
+		return err
+	}
+	req.Header.Set("X-Nomad-Token", string(secret))
+	status, body, err := do(c, req)
 	if err != nil {
 		return plain(err)
 	}
-	var m struct {
-		Gauges []struct{ Labels map[string]string }
+	var node struct{ Status string }
+	if status != http.StatusOK || json.Unmarshal(body, &node) != nil {
+		return errors.New("the node is not registered yet")
 	}
-	if status != http.StatusOK || json.Unmarshal(body, &m) != nil {
-		return errors.New("it does not answer yet")
+	if node.Status != "ready" {
+		return fmt.Errorf("the node is %s", node.Status)
 	}
-	seen := "unknown"
-	for _, g := range m.Gauges {
-		if s := g.Labels["node_status"]; s != "" {
-			seen = s
-		}
-		if seen == "ready" {
-			return nil
-		}
-	}
-	return fmt.Errorf("the node is %s", seen)
+	return nil
 }
 
 // plain says what a failed dial of loopback means.

@@ -102,10 +102,8 @@ func (l *loop) beat(ctx context.Context, a join.Answer, written string) (string,
 	if err != nil {
 		return written, err
 	}
-	f, err := l.work.host.Facts()
-	if err != nil {
-		return written, err
-	}
+	f := l.work.facts
+	f.Refresh()
 	r := registration(l.work.cfg, f, a, l.o.Release)
 	q := (&consul.QueryOptions{}).WithContext(ctx)
 	_, _, err = c.Agent().Service(r.ID, q)
@@ -119,8 +117,14 @@ func (l *loop) beat(ctx context.Context, a join.Answer, written string) (string,
 	if err := c.Agent().UpdateTTLOpts(r.ID, "release "+l.o.Release, consul.HealthPassing, q); err != nil {
 		return "", err
 	}
-	return written, l.hint(ctx, c, a, f)
+	if err := l.hint(ctx, c, a, f); err != nil {
+		return written, err
+	}
+	return written, l.work.host.Write(seenFile, nil, 0o644)
 }
+
+// seenFile is as old as what this host knows of the catalog: its servers answered then.
+const seenFile = "/run/plenum/catalog.seen"
 
 // hint tells where the host may be found on the underlay. Nobody trusts it.
 func (l *loop) hint(ctx context.Context, c *consul.Client, a join.Answer, f host.Facts) error {

@@ -4,6 +4,7 @@ package agent
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"regexp"
 	"strings"
@@ -37,11 +38,35 @@ func TestShamir(t *testing.T) {
 			return nil
 		})
 	}
+
+	// Vault is sealed for longer than a renewal interval: nobody is cut off. Then for longer than certificates live.
+	mark := len(b.logged("plenum-agent", 0))
+	check(t, kill(srv, srv.pid(srv.root+vaultFile)))
+	c.eventually(time.Minute, func() error {
+		if !strings.Contains(b.logged("plenum-agent", mark), "renewal: ") {
+			return errors.New("b has not tried to renew its certificate")
+		}
+		return nil
+	})
 	sent, lost := flow.halt()
-	t.Logf("%d of %d packets lost while the CAs were rotated", lost, sent)
+	t.Logf("%d of %d packets lost while the CAs were rotated and Vault was sealed", lost, sent)
 	if lost > 0 || sent < 100 {
 		t.Errorf("too many")
 	}
+	c.eventually(2*time.Minute, func() error {
+		if left := max(time.Until(b.certificateTo()), time.Until(srv.certificateTo())); left > -3*time.Second {
+			return fmt.Errorf("certificates are valid for %s", left)
+		}
+		return nil
+	})
+	for _, share := range shares[1:4] {
+		srv.plenum("unseal", share)
+	}
+	t.Logf("whole %s after Vault was unsealed", c.whole(2*time.Minute, srv, b).Round(100*time.Millisecond))
+	if left := time.Until(b.certificateTo()); left < 0 {
+		t.Errorf("b's certificate expired %s ago", -left)
+	}
+
 	srv.KillAll()
 	srv.reboot()
 	c.eventually(time.Minute, func() error {
@@ -60,27 +85,5 @@ func TestShamir(t *testing.T) {
 		}
 		return nil
 	})
-	c.whole(90*time.Second, srv, b)
-}
-
-// TestDiskFull joins a host whose disk is too small: it says so, and goes on when there is space.
-func TestDiskFull(t *testing.T) {
-	if os.Getenv("PLENUM_CHAOS") == "" {
-		t.Skip("another cluster: PLENUM_CHAOS=1")
-	}
-	c := newCluster(t)
-	srv, b := c.box("srv"), c.box("b")
-	c.found(srv)
-	if out, err := b.Run("mount", "-t", "tmpfs", "-o", "size=100m", "tmpfs", b.root); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	token := c.token("ber", "bridge")
-	if out, err := b.try(nil, "join", token, "--host", "b", "--binaries", c.bin); err == nil || !strings.Contains(out, "no space left") {
-		t.Errorf("on a full disk: %v\n%s", err, out)
-	}
-	if out, err := b.Run("mount", "-o", "remount,size=1500m", b.root); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	b.join(token)
 	c.whole(90*time.Second, srv, b)
 }

@@ -211,8 +211,11 @@ func (w *work) report(ctx context.Context) Report {
 		r.Stale = err.Error()
 		book := roster.NewBook(ed25519.PublicKey(w.answer.RosterKey))
 		path := w.host.Path(stateDir, "roster.json")
-		if s, err := os.Stat(path); err == nil {
-			r.Seen = s.ModTime()
+		r.Seen = time.Time{}
+		for _, p := range []string{path, w.host.Path(seenFile)} {
+			if s, err := os.Stat(p); err == nil && s.ModTime().After(r.Seen) {
+				r.Seen = s.ModTime()
+			}
 		}
 		if err := book.Restore(path); err != nil {
 			r.Problems = append(r.Problems, err.Error())

@@ -54,6 +54,10 @@ func (h *Host) Facts() (Facts, error) {
 	return f, nil
 }
 
+// Refresh looks again at what changes while a host runs, its addresses. It starts no program, so that it can be done
+// every few seconds.
+func (f *Facts) Refresh() { f.Interface, f.Addresses = addresses() }
+
 func memory() int64 {
 	b, _ := os.ReadFile("/proc/meminfo")
 	for line := range strings.Lines(string(b)) {

@@ -90,8 +90,16 @@ func (h *Host) Mkdir(path string, mode fs.FileMode) error {
 	return os.Chmod(path, mode)
 }
 
-// Remove removes a file or a whole folder of the host. What is not there is no error.
-func (h *Host) Remove(path string) error { return os.RemoveAll(h.Path(path)) }
+// Remove removes a file or a whole folder of the host, and what a Write of it left that was killed. What is not there is
+// no error.
+func (h *Host) Remove(path string) error {
+	path = h.Path(path)
+	torn, err := filepath.Glob(filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+"[0-9]*"))
+	for _, p := range append(torn, path) {
+		err = errors.Join(err, os.RemoveAll(p))
+	}
+	return err
+}
 
 // Install puts a program in place under its final name, whole. Where the source is on the same file system below
 // another root it is linked, so that ten test hosts hold one copy; on a real host it is always copied.

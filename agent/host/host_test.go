@@ -267,4 +267,10 @@ func TestKilledWhileWriting(t *testing.T) {
 		seen[b[0]]++
 	}
 	t.Logf("left behind: %v", seen)
+	if err := h.Remove("file"); err != nil {
+		t.Error(err)
+	}
+	if left, err := filepath.Glob(h.Path(".file*")); len(left) > 0 || err != nil {
+		t.Errorf("halves are left: %v, %v", left, err)
+	}
 }

@@ -79,6 +79,10 @@ const (
 // Enrol trades a token for a place in the cluster. The same host may repeat it until the token expires.
 func (c *Client) Enrol(ctx context.Context, t Token, r Request) (Answer, error) {
 	if now := c.now(); now.After(t.Expires.Add(MaxSkew)) {
+		// By a clock that is wrong nobody makes another token in vain.
+		if ch, err := c.Challenge(ctx); err == nil && skewed(ch.Time, now) != nil {
+			return Answer{}, skewed(ch.Time, now)
+		}
 		return Answer{}, Refusal{ReasonExpired, fmt.Sprintf("the token expired at %s (this host's clock says %s): make another with plenum token create", t.Expires.Format(time.RFC3339), now.Format(time.RFC3339))}
 	}
 	r.Token, r.Region, r.Roles = t.Secret, t.Region, t.Roles
