@@ -391,14 +391,6 @@ func TestEdgeReturns(t *testing.T) {
 		return count.Dial(ctx, count.Config{URL: "ws" + strings.TrimPrefix(g.url, "http") + "/xmpp-websocket?room=" + fmt.Sprint("room", i/10), Room: fmt.Sprint("room", i/10),
 			Nick: uint32(i%10 + 1), Crowd: 10, NoConference: true, From: &net.TCPAddr{IP: net.IPv4(127, 0, byte(i>>8), byte(i|1))}})
 	}
-	memory := func() (edge, shards float64) {
-		edge = memoryOf(t, g.haproxy.Process.Pid)
-		for _, s := range w.shards {
-			shards += memoryOf(t, s.cmd.Process.Pid)
-		}
-		return edge, shards
-	}
-	edge0, shards0 := memory()
 	sockets := make([]*count.Client, people)
 	var all sync.WaitGroup
 	places := make(chan struct{}, 50)
@@ -417,9 +409,6 @@ func TestEdgeReturns(t *testing.T) {
 	if all.Wait(); t.Failed() {
 		return
 	}
-	edge1, shards1 := memory()
-	t.Logf("%d idle sockets take %.1f kB each of HAProxy and %.1f kB of shards", people, (edge1-edge0)/float64(people), (shards1-shards0)/float64(people))
-
 	times := make([]time.Duration, people)
 	var lost, again atomic.Int64
 	for i, c := range sockets {
@@ -458,6 +447,58 @@ func TestEdgeReturns(t *testing.T) {
 		if c != nil {
 			c.Close()
 		}
+	}
+}
+
+// TestEdgeMemory opens sockets with TLS by way of the edge, logs in on them, and lets them rest: HAProxy and the shard have
+// 30 kB together for each that comes to many.
+func TestEdgeMemory(t *testing.T) {
+	if !fullLength() {
+		t.Skip("set PLENUM_CHAOS=1: processes give back what they do not need when it has been quiet for a while")
+	}
+	const first, people = 1000, 6000
+	w := newTown(t, stack.Consul(t).URL())
+	shard := w.listed("muc-1")
+	g := w.portal("muc")
+	awaitThat(t, "the shard is there", func() bool { return g.edge.metric(`plenum_edge_servers{backend="shards"}`) == 1 })
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	sockets := make([]*count.Client, people)
+	defer func() {
+		for _, c := range sockets {
+			if c != nil {
+				c.Close()
+			}
+		}
+	}()
+	open := func(from, to int) (edge, shards float64) {
+		var all sync.WaitGroup
+		places := make(chan struct{}, 50)
+		for i := from; i < to; i++ {
+			all.Go(func() {
+				places <- struct{}{}
+				defer func() { <-places }()
+				c, err := count.Dial(ctx, count.Config{URL: "wss" + strings.TrimPrefix(g.tls, "https") + "/xmpp-websocket", TLS: insecure, Room: fmt.Sprint("room", i/10),
+					Nick: uint32(i%10 + 1), Crowd: 10, NoConference: true, From: &net.TCPAddr{IP: net.IPv4(127, 0, byte(i>>8), byte(i|1))}})
+				if err != nil {
+					t.Errorf("socket %d: %v", i, err)
+					return
+				}
+				sockets[i] = c
+			})
+		}
+		if all.Wait(); t.Failed() {
+			t.FailNow()
+		}
+		time.Sleep(25 * time.Second) // twice what a process waits before it gives memory back
+		return memoryOf(t, g.haproxy.Process.Pid), memoryOf(t, shard.cmd.Process.Pid)
+	}
+	edge0, shard0 := open(0, first)
+	edge1, shard1 := open(first, people)
+	edge, here := (edge1-edge0)/(people-first), (shard1-shard0)/(people-first)
+	t.Logf("an idle socket with TLS takes %.1f kB of HAProxy and %.1f kB of its shard", edge, here)
+	if edge+here > 30 {
+		t.Errorf("an idle socket takes %.1f kB, want 30", edge+here)
 	}
 }
 

@@ -179,6 +179,7 @@ frontend web
 	http-request send-spoe-group plenum places
 	http-response send-spoe-group plenum owners if { res.hdr(x-jitsi-shard) -m found }
 	http-request set-var(txn.bridge) path,field(3,/) if { path_beg /colibri-ws/ }
+	http-request unset-var(txn.full)
 	use_backend challenges if challenge
 	use_backend bridges if { path_beg /colibri-ws/ }
 	default_backend shards

@@ -9,7 +9,9 @@ package count
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
+	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -24,8 +26,9 @@ import (
 
 // Config describes one client. URL is required; Room too, for Join.
 type Config struct {
-	// URL of the XMPP WebSocket, ws://HOST:PORT/PATH. There is no TLS here.
+	// URL of the XMPP WebSocket, ws://HOST:PORT/PATH, or wss:// with TLS.
 	URL string
+	TLS *tls.Config
 	// Domain to log in to. Default: "localhost". MUC and Focus default to "conference." and "focus." in
 	// front of it.
 	Domain, MUC, Focus string
@@ -116,8 +119,8 @@ func Dial(ctx context.Context, cfg Config) (*Client, error) {
 func Open(ctx context.Context, cfg Config) (*Client, error) {
 	cfg.defaults()
 	u, err := url.Parse(cfg.URL)
-	if err != nil || u.Scheme != "ws" {
-		return nil, fmt.Errorf("count: URL %q is not ws://HOST:PORT/PATH", cfg.URL)
+	if err != nil || u.Scheme != "ws" && (u.Scheme != "wss" || cfg.TLS == nil) {
+		return nil, fmt.Errorf("count: URL %q is not ws://HOST:PORT/PATH, nor wss with a configuration of TLS", cfg.URL)
 	}
 	d := net.Dialer{LocalAddr: cfg.From}
 	conn, err := d.DialContext(ctx, "tcp", u.Host)
@@ -126,6 +129,11 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 	}
 	if until, ok := ctx.Deadline(); ok {
 		conn.SetDeadline(until)
+	}
+	if u.Scheme == "wss" {
+		secure := cfg.TLS.Clone()
+		secure.ServerName = cmp.Or(secure.ServerName, u.Hostname())
+		conn = tls.Client(conn, secure)
 	}
 	q := u.Query()
 	if cfg.Room != "" {
