@@ -7,12 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"net"
 	"net/http"
 	"net/netip"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"filippo.io/age"
@@ -177,7 +179,17 @@ func call[T any](ctx context.Context, a Admin, method, path string, body any) (T
 	}
 	res, err := (&http.Client{Transport: t}).Do(req)
 	if err != nil {
-		return out, fmt.Errorf("no join service on this host (it runs on server hosts, for root): %w", err)
+		switch {
+		case errors.Is(err, fs.ErrPermission):
+			return out, errors.New("the join service is for root: run it with sudo")
+		case errors.Is(err, fs.ErrNotExist):
+			return out, errors.New("no join service on this host: run it on a server host (plenum status lists them)")
+		case errors.Is(err, syscall.ECONNREFUSED):
+			return out, errors.New("the join service of this host does not run: plenum-agent has it (plenum doctor)")
+		case ctx.Err() != nil:
+			return out, context.Cause(ctx)
+		}
+		return out, fmt.Errorf("the join service of this host: %w", err)
 	}
 	defer res.Body.Close()
 	if res.StatusCode >= 300 {
@@ -188,13 +200,21 @@ func call[T any](ctx context.Context, a Admin, method, path string, body any) (T
 
 func (s *Service) adminHandler() http.Handler {
 	m := http.NewServeMux()
-	answer := func(pattern string, f func(ctx context.Context, r *http.Request) (any, error)) {
+	// what is the word for the audit file where something is changed; a refusal is a line of it, with the name that
+	// was given.
+	answer := func(pattern, what string, f func(ctx context.Context, r *http.Request, e *Event) (any, error)) {
 		m.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 			ctx, cancel := context.WithTimeout(r.Context(), requestLimit)
 			defer cancel()
-			v, err := f(ctx, r)
+			e := Event{Time: s.cfg.Now(), What: what, Admin: r.FormValue("admin")}
+			v, err := f(ctx, r, &e)
 			if err != nil {
 				refusal := s.refusal(err)
+				if e.Reason, e.Text = refusal.Reason, strings.TrimSpace(e.Text+" "+refusal.Text); what != "" {
+					if err := s.audit.write(e); err != nil {
+						s.log.Error("refused without an audit line", "err", err)
+					}
+				}
 				refuse(w, status(refusal), refusal)
 				return
 			}
@@ -204,63 +224,72 @@ func (s *Service) adminHandler() http.Handler {
 			reply(w, v)
 		})
 	}
-	answer("POST /tokens", func(ctx context.Context, r *http.Request) (any, error) {
+	answer("POST /tokens", "token-create", func(ctx context.Context, r *http.Request, e *Event) (any, error) {
 		var q TokenRequest
 		if err := decode(r, &q); err != nil {
 			return nil, err
 		}
+		e.Admin = q.Admin
 		return s.TokenCreate(ctx, q)
 	})
-	answer("GET /tokens", func(ctx context.Context, r *http.Request) (any, error) { return s.tokens(ctx) })
-	answer("DELETE /tokens/{id}", func(ctx context.Context, r *http.Request) (any, error) {
-		return nil, s.tokenRevoke(ctx, r.PathValue("id"), r.FormValue("admin"))
+	answer("GET /tokens", "", func(ctx context.Context, _ *http.Request, _ *Event) (any, error) { return s.tokens(ctx) })
+	answer("DELETE /tokens/{id}", "token-revoke", func(ctx context.Context, r *http.Request, e *Event) (any, error) {
+		e.Token = r.PathValue("id")
+		return nil, s.tokenRevoke(ctx, e.Token, e.Admin)
 	})
-	answer("GET /hosts", func(ctx context.Context, r *http.Request) (any, error) { return s.hostList(ctx) })
-	answer("DELETE /hosts/{host}", func(ctx context.Context, r *http.Request) (any, error) {
-		admin, err := s.admin(ctx, r.FormValue("admin"))
+	answer("GET /hosts", "", func(ctx context.Context, _ *http.Request, _ *Event) (any, error) { return s.hostList(ctx) })
+	answer("DELETE /hosts/{host}", "revoke", func(ctx context.Context, r *http.Request, e *Event) (any, error) {
+		e.Host = r.PathValue("host")
+		admin, err := s.admin(ctx, e.Admin)
 		if err != nil {
 			return nil, err
 		}
-		return nil, s.Revoke(ctx, r.PathValue("host"), admin, r.FormValue("force") == "true")
+		e.Admin = admin
+		return nil, s.Revoke(ctx, e.Host, admin, r.FormValue("force") == "true")
 	})
-	answer("GET /admins", func(ctx context.Context, r *http.Request) (any, error) { return s.admins(ctx) })
-	answer("POST /admins", func(ctx context.Context, r *http.Request) (any, error) {
+	answer("GET /admins", "", func(ctx context.Context, _ *http.Request, _ *Event) (any, error) { return s.admins(ctx) })
+	answer("POST /admins", "admin-add", func(ctx context.Context, r *http.Request, e *Event) (any, error) {
 		var q AdminInfo
 		if err := decode(r, &q); err != nil {
 			return nil, err
 		}
+		e.Admin, e.Text = q.By, q.Name
 		by, err := s.admin(ctx, q.By)
 		if err != nil {
 			return nil, err
 		}
+		e.Admin = by
 		return s.AdminAdd(ctx, q.Name, q.Recipient, by)
 	})
-	answer("DELETE /admins/{name}", func(ctx context.Context, r *http.Request) (any, error) {
-		return nil, s.adminRemove(ctx, r.PathValue("name"), r.FormValue("admin"))
+	answer("DELETE /admins/{name}", "admin-rm", func(ctx context.Context, r *http.Request, e *Event) (any, error) {
+		e.Text = r.PathValue("name")
+		return nil, s.adminRemove(ctx, e.Text, e.Admin)
 	})
-	answer("POST /ca", func(ctx context.Context, r *http.Request) (any, error) {
-		var q rotation
-		if err := decode(r, &q); err != nil {
-			return nil, err
+	rotate := func(r *http.Request, e *Event, ctx context.Context) (q rotation, err error) {
+		if err = decode(r, &q); err == nil {
+			e.Admin, e.Text = q.Admin, string(q.Stage)
+			q.Admin, err = s.admin(ctx, q.Admin)
 		}
-		admin, err := s.admin(ctx, q.Admin)
+		if err == nil {
+			e.Admin = q.Admin
+		}
+		return q, err
+	}
+	answer("POST /ca", "ca-rotate", func(ctx context.Context, r *http.Request, e *Event) (any, error) {
+		q, err := rotate(r, e, ctx)
 		if err != nil {
 			return nil, err
 		}
-		return nil, s.RotateCA(ctx, q.Stage, admin, q.Force, q.Shares...)
+		return nil, s.RotateCA(ctx, q.Stage, q.Admin, q.Force, q.Shares...)
 	})
-	answer("POST /gossip", func(ctx context.Context, r *http.Request) (any, error) {
-		var q rotation
-		if err := decode(r, &q); err != nil {
-			return nil, err
-		}
-		admin, err := s.admin(ctx, q.Admin)
+	answer("POST /gossip", "gossip-rotate", func(ctx context.Context, r *http.Request, e *Event) (any, error) {
+		q, err := rotate(r, e, ctx)
 		if err != nil {
 			return nil, err
 		}
-		return nil, s.RotateGossip(ctx, admin)
+		return nil, s.RotateGossip(ctx, q.Admin)
 	})
-	answer("GET /status", func(ctx context.Context, r *http.Request) (any, error) { return s.status(ctx) })
+	answer("GET /status", "", func(ctx context.Context, _ *http.Request, _ *Event) (any, error) { return s.status(ctx) })
 	return m
 }
 
@@ -461,8 +490,8 @@ func (s *Service) admins(ctx context.Context) ([]AdminInfo, error) {
 	return everything[AdminInfo](ctx, st, adminsPrefix)
 }
 
-// AdminAdd makes a person an admin, with tokens of their own for Consul and Nomad, which only their age key opens. Init
-// makes the first, by nobody.
+// AdminAdd makes a person an admin, with tokens of their own for Consul and Nomad, which only their age key opens. One who
+// is an admin already, by the same key, gets new tokens, and the old ones end. Init makes the first, by nobody.
 func (s *Service) AdminAdd(ctx context.Context, name, recipient, by string) (AdminInfo, error) {
 	if !validName(name) {
 		return AdminInfo{}, Refusal{ReasonBad, "an admin's name has a-z, 0-9 and inner hyphens"}
@@ -478,10 +507,17 @@ func (s *Service) AdminAdd(ctx context.Context, name, recipient, by string) (Adm
 	if err := s.audit.write(Event{Time: s.cfg.Now(), What: "admin-add", Admin: by, Text: name + " " + recipient}); err != nil {
 		return info, err
 	}
-	// The name is taken first: what a killed call leaves behind is an admin without tokens, which can be removed.
-	if err := st.put(ctx, adminsPrefix+name, info, 0); errors.Is(err, errRace) {
-		return info, Refusal{ReasonName, "there is an admin " + name + " already"}
-	} else if err != nil {
+	// The name is taken first: what a killed call leaves behind is an admin without tokens, who can be added again.
+	var old AdminInfo
+	if _, err := update(ctx, st, adminsPrefix+name, func(a *AdminInfo, exists bool) error {
+		if exists && a.Recipient != recipient {
+			return Refusal{ReasonName, "there is an admin " + name + " with another key: plenum admin rm " + name + " first"}
+		}
+		if old = *a; !exists {
+			*a = info
+		}
+		return nil
+	}); err != nil {
 		return info, err
 	}
 	ct, _, err := st.client.ACL().TokenCreate(&consul.ACLToken{Description: "admin " + name, Policies: []*consul.ACLTokenPolicyLink{{Name: "plenum-admin"}}}, (&consul.WriteOptions{}).WithContext(ctx))
@@ -498,6 +534,9 @@ func (s *Service) AdminAdd(ctx context.Context, name, recipient, by string) (Adm
 	}
 	info.Consul, info.Nomad = ct.AccessorID, nt.AccessorID
 	if _, err := update(ctx, st, adminsPrefix+name, func(a *AdminInfo, exists bool) error { *a = info; return nil }); err != nil {
+		return info, err
+	}
+	if err := endAdmin(ctx, st.client, client, old); err != nil {
 		return info, err
 	}
 	info.Bundle, err = pki.Encrypt(fmt.Appendf(nil, "CONSUL_HTTP_TOKEN=%s\nNOMAD_TOKEN=%s\n", ct.SecretID, nt.SecretID), []string{recipient})
@@ -528,24 +567,32 @@ func (s *Service) adminRemove(ctx context.Context, name, by string) error {
 			return err
 		}
 	}
-	if a.Consul != "" {
-		if _, err := st.client.ACL().TokenDelete(a.Consul, (&consul.WriteOptions{}).WithContext(ctx)); err != nil && !isNotFound(err) {
-			return err
-		}
+	client, err := newNomad(s.cfg.Nomad, c.Nomad, s.cfg.CA, c.Name)
+	if err == nil {
+		err = endAdmin(ctx, st.client, client, a)
 	}
-	if a.Nomad != "" {
-		client, err := newNomad(s.cfg.Nomad, c.Nomad, s.cfg.CA, c.Name)
-		if err != nil {
-			return err
-		}
-		if _, err := client.ACLTokens().Delete(a.Nomad, (&nomad.WriteOptions{}).WithContext(ctx)); err != nil && !strings.Contains(err.Error(), "not found") {
-			return err
-		}
+	if err != nil {
+		return err
 	}
 	if err := st.delete(ctx, adminsPrefix+name); err != nil {
 		return err
 	}
 	return s.audit.write(Event{Time: s.cfg.Now(), What: "admin-rm", Admin: by, Text: name})
+}
+
+// endAdmin takes the tokens of an admin back, those that there are.
+func endAdmin(ctx context.Context, c *consul.Client, n *nomad.Client, a AdminInfo) error {
+	if a.Consul != "" {
+		if _, err := c.ACL().TokenDelete(a.Consul, (&consul.WriteOptions{}).WithContext(ctx)); err != nil && !isNotFound(err) {
+			return fmt.Errorf("consul: %w", err)
+		}
+	}
+	if a.Nomad != "" {
+		if _, err := n.ACLTokens().Delete(a.Nomad, (&nomad.WriteOptions{}).WithContext(ctx)); err != nil && !strings.Contains(err.Error(), "not found") {
+			return fmt.Errorf("nomad: %w", err)
+		}
+	}
+	return nil
 }
 
 func (s *Service) status(ctx context.Context) (ServiceStatus, error) {

@@ -18,6 +18,8 @@ const (
 	PathRenew     = "/v1/renew"     // POST Request by a host that is known: Answer
 	PathLeave     = "/v1/leave"     // POST Request: the host is forgotten
 	PathRetire    = "/v1/retire"    // POST Request: Leaving; before PathLeave, until no task is left
+	PathReboot    = "/v1/reboot"    // POST Request: Leaving; until no task is left
+	PathBack      = "/v1/back"      // POST Request: after the reboot, or instead of it
 	PathBinary    = "/v1/binary/"   // GET NAME/ARCH: the file, whose SHA-256 the Answer told
 )
 
@@ -73,6 +75,7 @@ type Request struct {
 	Nonce     []byte    `json:"nonce"`         // of the Challenge
 	Time      time.Time `json:"time"`          // the host's clock
 	Signature []byte    `json:"signature,omitempty"`
+	Force     bool      `json:"force,omitempty"` // reboot: go down whoever else does
 	Fresh     []string  `json:"fresh,omitempty"` // renew: what is to be made anew whatever its age: "tls", "nebula", "consul", "nomad"
 }
 
@@ -149,7 +152,7 @@ type Refusal struct {
 // Why the service refuses.
 const (
 	ReasonBad       = "bad-request"
-	ReasonUnknown   = "unknown-token" // forged, or never made here
+	ReasonUnknown   = "unknown" // a token that is forged or was never made here; a host or an admin that is none
 	ReasonExpired   = "token-expired"
 	ReasonUsed      = "token-used" // by another host key
 	ReasonRevoked   = "revoked"
@@ -157,6 +160,7 @@ const (
 	ReasonSignature = "bad-signature"
 	ReasonClock     = "clock"
 	ReasonRegion    = "region"
+	ReasonBusy      = "busy"      // another host reboots: try again
 	ReasonAddress   = "address"   // callers would not find the host where it says
 	ReasonSealed    = "sealed"    // Vault is, so nothing is signed now: try again
 	ReasonNoQuorum  = "no-quorum" // Consul has no leader: try again

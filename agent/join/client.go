@@ -49,7 +49,12 @@ var ErrPin = errors.New("the server's key is not the one that the token tells; n
 var ErrUnreachable = errors.New("no join service answers")
 
 // Error makes a Refusal an error that says what to do.
-func (r Refusal) Error() string { return r.Text + " (" + r.Reason + ")" }
+func (r Refusal) Error() string {
+	if r.Reason == ReasonBad {
+		return r.Text
+	}
+	return r.Text + " (" + r.Reason + ")"
+}
 
 // Is makes errors.Is(err, Refusal{Reason: ReasonUsed}) true for that reason whatever the text.
 func (r Refusal) Is(target error) bool {
@@ -58,7 +63,9 @@ func (r Refusal) Is(target error) bool {
 }
 
 // temporary reports whether the same request may be granted later.
-func (r Refusal) temporary() bool { return r.Reason == ReasonSealed || r.Reason == ReasonNoQuorum }
+func (r Refusal) temporary() bool {
+	return r.Reason == ReasonSealed || r.Reason == ReasonNoQuorum || r.Reason == ReasonBusy
+}
 
 // Temporary reports whether the same request may be granted later: no service answers, none has a leader, Vault is
 // sealed.
@@ -104,6 +111,19 @@ func (c *Client) Retire(ctx context.Context, r Request) (l Leaving, err error) {
 	r.Token, r.Region, r.Roles = "", "", nil
 	err = c.post(ctx, PathRetire, r, false, &l)
 	return l, err
+}
+
+// Reboot drains this host for a reboot, and tells what runs on it yet. Refused with ReasonBusy while another one reboots.
+func (c *Client) Reboot(ctx context.Context, r Request) (l Leaving, err error) {
+	r.Token, r.Region, r.Roles = "", "", nil
+	err = c.post(ctx, PathReboot, r, false, &l)
+	return l, err
+}
+
+// Back says that this host has rebooted, or stays: it gets tasks again.
+func (c *Client) Back(ctx context.Context, r Request) error {
+	r.Token, r.Region, r.Roles = "", "", nil
+	return c.post(ctx, PathBack, r, false, nil)
 }
 
 // Leave makes the cluster forget this host.

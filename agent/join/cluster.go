@@ -197,7 +197,7 @@ func (s *Service) BootstrapConsul(ctx context.Context) error {
 		return fmt.Errorf("consul: %w", err)
 	}
 	st := store{client}
-	if err := st.put(ctx, clusterKey, public(c), 0); err != nil && !errors.Is(err, errRace) {
+	if err := st.put(ctx, ClusterKey, public(c, 1), 0); err != nil && !errors.Is(err, errRace) {
 		return err
 	}
 	return s.registerFirst(ctx, st)
@@ -218,13 +218,16 @@ func await(ctx context.Context, f func() error) error {
 	}
 }
 
-// public is the cluster as every host may know it.
-func public(c common) any {
-	return struct {
-		Cluster
-		RosterKey []byte `json:"roster_key"`
-		Pin       []byte `json:"pin"`
-	}{c.Cluster, c.RosterKey, c.pin()}
+// A Public is the cluster as every host may know it.
+type Public struct {
+	Cluster
+	RosterKey  []byte `json:"roster_key"`
+	Pin        []byte `json:"pin"`
+	Generation int    `json:"generation"` // of what is to be trusted
+}
+
+func public(c common, generation int) Public {
+	return Public{c.Cluster, c.RosterKey, c.pin(), generation}
 }
 
 // Rules of Consul. A host reads what peers need and writes what is its own: its node, plenum-agent-HOST, its hint.

@@ -44,7 +44,7 @@ func (s *Service) enrol(ctx context.Context, q Request, e *Event) (any, error) {
 	}
 	h, err := update(ctx, st, statesPrefix+q.Host, func(h *hostState, exists bool) error {
 		if exists && !h.Left && !h.Revoked && !bytes.Equal(h.Keys.Host, q.Keys.Host) {
-			return Refusal{ReasonName, "another host has the name " + q.Host + ": give this one another (--name), or revoke that one (plenum host revoke)"}
+			return Refusal{ReasonName, "another host has the name " + q.Host + ": give this one another (--host), or revoke that one (plenum host revoke)"}
 		}
 		if !exists || h.Left || h.Revoked {
 			*h = hostState{Host: q.Host, Epoch: h.Epoch, Joined: s.cfg.Now(), Certificates: h.Certificates, ConsulAccessor: uuid(), NomadAccessor: uuid()}
@@ -591,7 +591,7 @@ func (s *Service) leave(ctx context.Context, q Request, e *Event) (any, error) {
 		if err := known(h, exists, q); err != nil {
 			return err
 		}
-		if err := s.missable(ctx, st, *h); err != nil {
+		if err := s.missable(ctx, st, *h, false); err != nil {
 			return err
 		}
 		h.Left = true

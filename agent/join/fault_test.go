@@ -340,19 +340,46 @@ func TestFaults(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, err = l.admin.AdminAdd(ctx, "grace", grace.Recipient().String(), "ada")
-		wantRefusal(t, "twice", ReasonName, err)
-		r, err := age.Decrypt(armor.NewReader(strings.NewReader(info.Bundle)), grace)
+		open := func(info AdminInfo) string {
+			t.Helper()
+			r, err := age.Decrypt(armor.NewReader(strings.NewReader(info.Bundle)), grace)
+			if err != nil {
+				t.Fatal(err)
+			}
+			b, _ := io.ReadAll(r)
+			token := strings.TrimPrefix(strings.Fields(string(b))[0], "CONSUL_HTTP_TOKEN=")
+			if err := l.tokenWorks(ctx, token); err != nil {
+				t.Errorf("an admin's token: %v", err)
+			}
+			return token
+		}
+		lost := open(info)
+		eve, err := age.GenerateX25519Identity()
 		if err != nil {
 			t.Fatal(err)
 		}
-		b, _ := io.ReadAll(r)
-		token := strings.TrimPrefix(strings.Fields(string(b))[0], "CONSUL_HTTP_TOKEN=")
-		if err := l.tokenWorks(ctx, token); err != nil {
-			t.Errorf("an admin's token: %v", err)
+		_, err = l.admin.AdminAdd(ctx, "grace", eve.Recipient().String(), "ada")
+		wantRefusal(t, "the name of another", ReasonName, err)
+		if info, err = l.admin.AdminAdd(ctx, "grace", grace.Recipient().String(), "ada"); err != nil {
+			t.Fatal(err)
+		}
+		token := open(info)
+		if err := l.tokenWorks(ctx, lost); err == nil {
+			t.Error("tokens that were lost work when there are new ones")
 		}
 		_, err = l.admin.TokenCreate(ctx, TokenRequest{Region: "ber", Roles: []string{RoleBridge}})
 		wantRefusal(t, "two admins and none named", ReasonBad, err)
+		_, err = l.admin.TokenCreate(ctx, TokenRequest{Region: "ber", Roles: []string{RoleBridge}, Admin: "mallory"})
+		wantRefusal(t, "nobody's name", ReasonBad, err)
+		wantRefusal(t, "revoked by nobody", ReasonBad, l.admin.Revoke(ctx, "s1", "mallory", true))
+		wantRefusal(t, "a CA rotated by nobody", ReasonBad, l.admin.RotateCA(ctx, pki.StageTrust, "mallory", true))
+		wantRefusal(t, "an admin who goes by nobody", ReasonBad, l.admin.AdminRemove(ctx, "grace", "mallory"))
+		wantRefusal(t, "a stage that is none", ReasonBad, l.admin.RotateCA(ctx, "all", "ada", true))
+		for _, what := range []string{"token-create", "revoke", "ca-rotate", "admin-rm"} {
+			if lines := l.audited(func(e Event) bool { return e.What == what && e.Admin == "mallory" && e.Reason == ReasonBad }); len(lines) != 1 {
+				t.Errorf("%d lines of a refused %s", len(lines), what)
+			}
+		}
 		if err := l.admin.AdminRemove(ctx, "grace", "ada"); err != nil {
 			t.Fatal(err)
 		}

@@ -91,7 +91,7 @@ func TestNomad(t *testing.T) {
 		l.nomadClient(t, "b1", "plenum-server", b1.Nomad.Introduction),
 		l.nomadClient(t, "b1", "plenum-shard", ""),
 	}
-	l.nomadClient(t, "sh1", s1.Nomad.Pool, s1.Nomad.Introduction)
+	sh1 := l.nomadClient(t, "sh1", s1.Nomad.Pool, s1.Nomad.Introduction)
 	l.eventually("sh1 is ready and known", func() error {
 		if n := l.nodes("sh1"); len(n) != 1 || n[0].Status != "ready" || n[0].NodePool != "plenum-shard" || n[0].SchedulingEligibility != "eligible" {
 			return fmt.Errorf("nodes: %+v", n)
@@ -149,6 +149,8 @@ func TestNomad(t *testing.T) {
 			t.Errorf("password: %v", err)
 		}
 	})
+	t.Run("thief", func(t *testing.T) { l.secrets(t, filepath.Join(sh1.cmd.Dir, "data", "client", "secret-id")) })
+	t.Run("reboot", func(t *testing.T) { l.reboot(t, all["sh1"], all["b1"]) })
 	t.Run("drain", func(t *testing.T) { l.drain(t, all["sh1"]) })
 	t.Run("revoke", func(t *testing.T) {
 		if err := l.admin.Revoke(ctx, "sh1", "", false); err != nil {
@@ -306,6 +308,97 @@ func (l *lab) workloads(t *testing.T) {
 			}
 		}
 		return nil
+	})
+}
+
+// secrets tries what a thief of the node sh1 has towards Nomad: the node's own secret, and the identity of a task that runs
+// on it. They do not read what is of other hosts' jobs, nor what only shards may, and start nothing.
+func (l *lab) secrets(t *testing.T, secretFile string) {
+	c := l.management()
+	identity := filepath.Join(t.TempDir(), "identity")
+	job := nomad.NewServiceJob("bridge-sh1", "bridge-sh1", "test", 50)
+	job.NodePool, job.Datacenters = ptr("plenum-shard"), []string{"*"}
+	task := nomad.NewTask("run", "raw_exec").SetConfig("command", "/bin/sh").
+		SetConfig("args", []string{"-c", "echo $NOMAD_TOKEN > " + identity + ".new; mv " + identity + ".new " + identity + "; exec sleep 600"})
+	task.Resources, task.Identity = &nomad.Resources{CPU: ptr(20), MemoryMB: ptr(16)}, &nomad.WorkloadIdentity{Env: true}
+	if _, _, err := c.Jobs().Register(job.AddTaskGroup(nomad.NewTaskGroup("run", 1).AddTask(task)), nil); err != nil {
+		t.Fatal(err)
+	}
+	var token string
+	l.eventually("the task has its identity", func() error {
+		b, err := os.ReadFile(identity)
+		token = strings.TrimSpace(string(b))
+		return err
+	})
+	secret, err := os.ReadFile(secretFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for who, x := range map[string]struct {
+		token string
+		own   bool // it may read its own job's secret
+	}{"the task": {token, true}, "the node": {strings.TrimSpace(string(secret)), false}} {
+		n, err := newNomad(l.nomad, x.token, "", "test")
+		if err != nil {
+			t.Fatal(err)
+		}
+		read := func(path string) error {
+			_, _, err := n.Variables().Read(path, nil)
+			return err
+		}
+		write := nomad.NewVariable(accountsVariable)
+		write.Items = nomad.VariableItems{"sh1": "x"}
+		for _, a := range []struct {
+			what string
+			err  error
+			ok   bool
+		}{
+			{"its own job's secret", read(passwordVariable("sh1")), x.own},
+			{"another bridge's secret", read(passwordVariable("b1")), false},
+			{"a shard's secrets", read("nomad/jobs/shard-one"), false},
+			{"all accounts", read(accountsVariable), false},
+			{"the accounts, to change them", func() error { _, _, err := n.Variables().Update(write, nil); return err }(), false},
+			{"what other secrets there are", func() error {
+				all, _, err := n.Variables().PrefixList("", nil)
+				if err == nil && !slices.ContainsFunc(all, func(v *nomad.VariableMetadata) bool { return v.Path != passwordVariable("sh1") }) {
+					err = errors.New("none")
+				}
+				return err
+			}(), false},
+			{"a job of its own", func() error { _, _, err := n.Jobs().Register(job, nil); return err }(), false},
+			{"a token", func() error {
+				_, _, err := n.ACLTokens().Create(&nomad.ACLToken{Name: "x", Type: "management"}, nil)
+				return err
+			}(), false},
+			{"an introduction of another host", func() error { _, err := introduce(t.Context(), n, "evil", "plenum-server"); return err }(), false},
+			{"a node that is drained", func() error {
+				_, err := n.Nodes().ToggleEligibility(l.nodes("sh1")[0].ID, false, nil)
+				return err
+			}(), false},
+			{"a snapshot", func() error {
+				r, err := n.Operator().Snapshot(nil)
+				if err == nil {
+					r.Close()
+				}
+				return err
+			}(), false},
+		} {
+			if (a.err == nil) != a.ok {
+				t.Errorf("%s of a stolen host, %s: %v", who, a.what, a.err)
+			}
+		}
+	}
+	if _, _, err := c.Jobs().Deregister("bridge-sh1", true, nil); err != nil {
+		t.Error(err)
+	}
+	l.eventually("its task has ended", func() error {
+		allocs, _, err := c.Jobs().Allocations("bridge-sh1", true, nil)
+		for _, a := range allocs {
+			if a.ClientStatus == "running" || a.ClientStatus == "pending" {
+				err = errors.Join(err, errors.New(a.ClientStatus))
+			}
+		}
+		return err
 	})
 }
 

@@ -21,22 +21,13 @@ type Leaving struct {
 // retire has Nomad move the host's tasks away. A server is asked here already whether it can be missed, and takes no
 // part in the servers' votes when its tasks have gone. It may be asked again and again.
 func (s *Service) retire(ctx context.Context, q Request, e *Event) (any, error) {
-	st, c, err := s.store(ctx)
-	if err != nil {
-		return nil, err
-	}
-	var h hostState
-	index, err := st.get(ctx, statesPrefix+q.Host, &h)
+	st, c, h, err := s.member(ctx, q, e)
 	if err == nil {
-		err = known(&h, index != 0, q)
-	}
-	if err == nil {
-		err = s.missable(ctx, st, h)
+		err = s.missable(ctx, st, h, false)
 	}
 	if err != nil {
 		return nil, err
 	}
-	e.Admin = h.Admin
 	client, err := newNomad(s.cfg.Nomad, c.Nomad, s.cfg.CA, c.Name)
 	if err != nil {
 		return nil, err
@@ -84,8 +75,9 @@ func drain(ctx context.Context, c *nomad.Client, host string) (l Leaving, err er
 	return l, nil
 }
 
-// missable refuses to let a server go without which the others have no majority.
-func (s *Service) missable(ctx context.Context, st store, h hostState) error {
+// missable refuses to let a server go without which the others have no majority; the only server may go if it is back
+// soon.
+func (s *Service) missable(ctx context.Context, st store, h hostState, soon bool) error {
 	if !h.is(RoleServer) {
 		return nil
 	}
@@ -105,6 +97,12 @@ func (s *Service) missable(ctx context.Context, st store, h hostState) error {
 				healthy++
 			}
 		}
+	}
+	if part && votes == 0 && soon {
+		return nil
+	}
+	if part && votes == 0 {
+		return Refusal{ReasonBad, h.Host + " is the only server: without it there is no cluster. Join another first (plenum token create --roles server)"}
 	}
 	if part && healthy <= votes/2 {
 		return Refusal{ReasonBad, fmt.Sprintf("without %s %d of %d servers would be left, which is no majority: join another server first (plenum token create --roles server), or revoke those that are gone", h.Host, healthy, votes)}

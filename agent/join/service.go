@@ -192,6 +192,8 @@ func (s *Service) handler() http.Handler {
 	m.HandleFunc("POST "+PathRenew, s.request(PathRenew, s.renew))
 	m.HandleFunc("POST "+PathLeave, s.request(PathLeave, s.leave))
 	m.HandleFunc("POST "+PathRetire, s.request(PathRetire, s.retire))
+	m.HandleFunc("POST "+PathReboot, s.request(PathReboot, s.reboot))
+	m.HandleFunc("POST "+PathBack, s.request(PathBack, s.back))
 	m.HandleFunc("GET "+PathBinary+"{name}/{arch}", s.binary)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !s.peers.allow(remote(r), s.cfg.Now()) {
@@ -235,6 +237,7 @@ func (s *Service) request(path string, do func(context.Context, Request, *Event)
 		refusal := s.refusal(err)
 		if err != nil {
 			e.Reason, e.Text = refusal.Reason, refusal.Text
+			s.attribute(ctx, q, &e)
 		}
 		if err := s.audit.write(e); err != nil {
 			s.log.Error("nothing is granted without an audit line", "err", err)
@@ -246,6 +249,25 @@ func (s *Service) request(path string, do func(context.Context, Request, *Event)
 			return
 		}
 		reply(w, answer)
+	}
+}
+
+// attribute names the admin who stands for a token or a host, where the refusal came before that was looked up.
+func (s *Service) attribute(ctx context.Context, q Request, e *Event) {
+	st, _, err := s.store(ctx)
+	if err != nil || e.Admin != "" {
+		return
+	}
+	if q.Token != "" {
+		var t tokenState
+		if index, err := st.get(ctx, tokensPrefix+digest(q.Token), &t); err == nil && index != 0 {
+			e.Token, e.Admin = t.ID, t.Admin
+		}
+		return
+	}
+	var h hostState
+	if index, err := st.get(ctx, statesPrefix+q.Host, &h); err == nil && index != 0 && validName(q.Host) {
+		e.Admin = h.Admin
 	}
 }
 
@@ -295,7 +317,7 @@ func (s *Service) refusal(err error) Refusal {
 		r = Refusal{ReasonSealed, "Vault is sealed, so nothing can be signed now: an admin runs plenum unseal on a server host; this goes on by itself then"}
 	case errors.Is(err, errNoQuorum), errors.Is(err, context.DeadlineExceeded):
 		r = Refusal{ReasonNoQuorum, "the cluster's servers have no leader now; this goes on by itself when they have"}
-	case errors.Is(err, pki.ErrRequest):
+	case errors.Is(err, pki.ErrRequest), errors.Is(err, pki.ErrStage), errors.Is(err, pki.ErrShares) && !errors.Is(err, pki.ErrSealed):
 		r = Refusal{ReasonBad, err.Error()}
 	default:
 		r = Refusal{ReasonNoQuorum, "the service failed: " + err.Error()}
@@ -308,7 +330,7 @@ func (s *Service) refusal(err error) Refusal {
 
 func status(r Refusal) int {
 	switch r.Reason {
-	case ReasonSealed, ReasonNoQuorum:
+	case ReasonSealed, ReasonNoQuorum, ReasonBusy:
 		return http.StatusServiceUnavailable
 	case ReasonBad:
 		return http.StatusBadRequest

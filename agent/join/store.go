@@ -16,9 +16,11 @@ import (
 	"plenum/overlay/roster"
 )
 
+// ClusterKey is what every host may know of the cluster: its Public.
+const ClusterKey = "plenum/cluster"
+
 // Keys in Consul. Below privatePrefix nobody but the join services reads or writes.
 const (
-	clusterKey    = "plenum/cluster"
 	hostsPrefix   = "plenum/hosts/"
 	privatePrefix = "plenum/join/"
 	tokensPrefix  = privatePrefix + "tokens/"    // by hash of the secret: tokenState
