@@ -19,9 +19,12 @@ type Facts struct {
 	Addresses []netip.Addr `json:"addresses"`
 	Interface string       `json:"interface"` // that of the default route
 	Systemd   bool         `json:"systemd"`
-	Firewalls []string     `json:"firewalls,omitempty"` // ufw, firewalld, docker: whose rules may be in the way
+	Firewalls []string     `json:"firewalls,omitempty"` // ufw, firewalld, docker, or chains of nftables: whose rules may be in the way
+	Apt       bool         `json:"apt,omitempty"`       // packages are Debian's
 	CNI       string       `json:"cni,omitempty"`       // where network plug-ins are
 	Programs  []string     `json:"programs,omitempty"`  // those of role packages that are installed
+	// Needrestart is whether it is there, which restarts services after upgrades.
+	Needrestart bool `json:"needrestart,omitempty"`
 	// Libraries are the files that Programs load, by where they lie: where they are looked for.
 	Libraries map[string]string `json:"libraries,omitempty"`
 }
@@ -38,6 +41,13 @@ func (h *Host) Facts() (Facts, error) {
 	f.Interface, f.Addresses = addresses()
 	if h.root == "/" {
 		f.Firewalls = firewalls()
+		_, err := exec.LookPath("apt-get")
+		f.Apt = err == nil
+		_, err = os.Stat("/etc/needrestart/conf.d")
+		f.Needrestart = err == nil
+	}
+	if len(f.Firewalls) == 0 || f.Firewalls[0] == "docker" { // the others' chains are theirs to change
+		f.Firewalls = append(f.Firewalls, closed()...)
 	}
 	for _, dir := range []string{"/opt/cni/bin", "/usr/lib/cni"} {
 		if _, err := os.Stat(dir + "/bridge"); err == nil {
@@ -70,10 +80,12 @@ func memory() int64 {
 
 // addresses are those of the underlay: of interfaces that are up and no tunnels, the one with the default route first.
 func addresses() (first string, all []netip.Addr) {
-	if c, err := net.Dial("udp", "192.0.2.1:9"); err == nil { // sends nothing; the kernel chooses a source
-		local, _ := netip.ParseAddrPort(c.LocalAddr().String())
-		all = append(all, local.Addr().Unmap())
-		c.Close()
+	for _, far := range []string{"192.0.2.1:9", "[2001:db8::1]:9"} {
+		if c, err := net.Dial("udp", far); err == nil { // sends nothing; the kernel chooses a source
+			local, _ := netip.ParseAddrPort(c.LocalAddr().String())
+			all = append(all, local.Addr().Unmap().WithZone(""))
+			c.Close()
+		}
 	}
 	interfaces, err := net.Interfaces()
 	if err != nil {
