@@ -33,7 +33,8 @@ type delay struct {
 	least micros // likewise, without what our own burst explains
 	open  bool
 
-	queue micros // of the last group
+	queue   micros // of the last group
+	shortAt micros // when the last group left whose queue was no long one
 
 	// Queues that came and went by themselves are the path's way: noise is how long they were of late.
 	peak    micros // of the queue since it was last gone
@@ -71,6 +72,9 @@ func (d *delay) flush() {
 	d.open = false
 	d.rebase()
 	d.queue = max(d.least-min(d.base, d.before), 0)
+	if d.queue < standing {
+		d.shortAt = d.sent
+	}
 	d.detect()
 }
 

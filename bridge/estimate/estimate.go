@@ -206,16 +206,16 @@ const (
 )
 
 // Congested reports whether a queue of ours is on the path now.
-func (e *Estimator) Congested() bool { return e.delay.over || e.Budget() < e.Bitrate() }
+func (e *Estimator) Congested() bool { return e.over() || e.Budget() < e.Bitrate() }
 
 // Calm reports whether no queue of ours has been seen for a while: a burst does little harm then.
-func (e *Estimator) Calm() bool { return !e.delay.over && (e.cutAt == 0 || e.at-e.cutAt > calmAfter) }
+func (e *Estimator) Calm() bool { return !e.over() && (e.cutAt == 0 || e.at-e.cutAt > calmAfter) }
 
 const calmAfter = 30_000_000 // µs
 
 // Burst is how fast packets that leave together arrive, in bits per second, and so what the path carries for a moment; 0
 // while that is unknown.
-func (e *Estimator) Burst() int64 { return int64(e.trains.rate()) }
+func (e *Estimator) Burst() int64 { return int64(e.trains.rate) }
 
 // Loss is the share of packets that were lost lately, 0 to 1.
 func (e *Estimator) Loss() float64 { return e.loss.recent }
@@ -293,8 +293,8 @@ func (e *Estimator) Moved(now time.Time) {
 func (e *Estimator) learned(at micros) {
 	elapsed := at - e.at
 	e.at = at
-	over := e.delay.over
-	if e.arrived.over(200_000) > 0.85*e.bitrate {
+	over := e.over()
+	if arriving := e.arrived.over(200_000); arriving > 0.85*e.bitrate && arriving > e.floor() {
 		e.delay.ours = true // the path is full, perhaps of ours
 	}
 	e.regret()
@@ -314,6 +314,23 @@ func (e *Estimator) set(bps float64) {
 	e.perByte = int64(8e6 * 256 / e.bitrate)
 }
 
+// floor is what the path carries whatever its delay does, in bits per second; 0 when that is unknown. Where bursts pass at
+// several times our rate the queue is not ours: packets are held up by a busy machine, by a radio or by others.
+func (e *Estimator) floor() float64 {
+	if d := &e.delay; d.sent-d.shortAt > stuck {
+		return 0 // whosever it is, it does not go
+	}
+	return e.trains.rate / floorShare
+}
+
+const (
+	floorShare = 4
+	stuck      = 3_000_000 // µs
+)
+
+// over reports whether we make a queue.
+func (e *Estimator) over() bool { return e.delay.over && e.bitrate > e.floor() }
+
 // cut goes below what arrives while a queue builds up.
 func (e *Estimator) cut(at micros) {
 	// A moment in which nothing comes is no reason to stop: what came before it counts as well.
@@ -326,6 +343,7 @@ func (e *Estimator) cut(at micros) {
 	if e.soft {
 		to = max(to, backoff*e.bitrate) // we send little: it may be somebody else's queue, or pass by itself
 	}
+	to = max(to, e.floor())
 	e.capacity, e.capacityAt = arriving, at
 	if to >= e.bitrate {
 		return
@@ -363,7 +381,7 @@ func (e *Estimator) regret() {
 // grow raises the estimate a little when what is sent proves it.
 func (e *Estimator) grow(elapsed micros) {
 	arriving := e.arrived.over(400_000)
-	if elapsed <= 0 || arriving < 0.8*e.bitrate || e.delay.queue > holdQueue {
+	if elapsed <= 0 || arriving < 0.8*e.bitrate || e.delay.queue > holdQueue && e.bitrate > e.floor() {
 		return
 	}
 	limit := max(e.bitrate, headroom*arriving)

@@ -106,7 +106,7 @@ func (e *Estimator) Probing(now time.Time) bool {
 		return false // waits for its result
 	}
 	if p.rate == 0 {
-		if !e.heard || at < p.next || e.want <= int64(e.bitrate) || e.delay.over || e.delay.queue > holdQueue {
+		if !e.heard || at < p.next || e.want <= int64(e.bitrate) || e.over() || e.delay.queue > holdQueue && e.bitrate > e.floor() {
 			return false
 		}
 		p.rate = max(min(2*e.bitrate, 1.2*float64(e.want)+50_000), minProbe)
@@ -169,17 +169,17 @@ func (e *Estimator) judgeProbes(at micros) {
 		if full && !e.proven {
 			e.bitrate, e.proven = result, true // the first guess was one too many
 		}
-		if result <= e.bitrate || e.delay.over {
+		if result <= e.bitrate || e.over() {
 			if full {
 				p.pause = max(p.pause, min(2*p.pause, probeSometime))
 			}
 			continue
 		}
-		if e.proven && once == 0 { // it may be chance: packets that were held up come at once
+		if e.proven && once == 0 && e.bitrate > e.floor() { // it may be chance: packets that were held up come at once
 			p.once, p.rate = result, done.rate
 			continue
 		}
-		if e.proven {
+		if once > 0 {
 			result = max(min(result, once), e.bitrate)
 		}
 		e.bitrate, e.proven = min(result, Max), true

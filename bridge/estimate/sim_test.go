@@ -468,3 +468,43 @@ func TestHeldUp(t *testing.T) {
 		t.Fail()
 	}
 }
+
+// TestNotOurs has a path that carries a gigabit, and delays that come and go for reasons of its own: pictures do not go dark
+// because of that.
+func TestNotOurs(t *testing.T) {
+	const ms = time.Millisecond
+	for _, c := range []struct {
+		name      string
+		gap, hold int // held up each so often, for how long at most; both in ms
+		wander    time.Duration
+		dark      float64 // percent of the time
+	}{
+		{"a busy machine", 500, 200, 0, 3},
+		{"a very busy one", 500, 500, 0, 8},
+		{"delay goes up and down by 100 ms", 1000, 100, 100 * ms, 3},
+		{"delay goes up and down by 300 ms", 1000, 100, 300 * ms, 4},
+	} {
+		dark, all, video := 0, 0, 0.0
+		const calls = 10
+		for seed := range uint64(calls) {
+			w := newWorld(path{rate: 1e9, queue: 500 * ms, delay: 2 * ms, wander: c.wander})
+			w.rnd = rand.New(rand.NewPCG(seed, 3))
+			f := newFlow(w, cameras...)
+			for end := w.now.Add(40 * time.Second); w.now.Before(end); {
+				for range (c.gap/2 + w.rnd.IntN(c.gap)) / 25 {
+					w.run(w.now.Add(25 * ms))
+					if all++; f.bits == 0 {
+						dark++
+					}
+				}
+				w.last = w.now.Add(time.Duration(w.rnd.IntN(c.hold)) * ms)
+			}
+			video += float64(f.got[Video]) * 8 / 40 / calls
+		}
+		share := 100 * float64(dark) / float64(all)
+		t.Logf("%s: dark for %.1f %% of the time, %.2f Mbit/s", c.name, share, video/1e6)
+		if share > c.dark || video < 1e6 {
+			t.Errorf("%s: dark for %.1f %% of the time, %.2f Mbit/s", c.name, share, video/1e6)
+		}
+	}
+}
