@@ -121,6 +121,7 @@ func churn(ctx context.Context, e *thin.Engine, bridge string, rate float64, tal
 			if n%10 == 0 {
 				room = e.NewRoom(bridge, fmt.Sprintf("churn-%d-%d", time.Now().UnixNano(), n))
 			}
+			room := room // the next one is not theirs
 			all.Go(func() {
 				id := fmt.Sprintf("%08x", 0xc0000000+n)
 				limit, done := context.WithTimeout(context.Background(), 30*time.Second)
