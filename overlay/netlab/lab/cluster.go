@@ -9,14 +9,17 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"filippo.io/age"
+	"golang.org/x/sys/unix"
 
 	"plenum/overlay/netlab"
 	"plenum/overlay/netlab/stack"
@@ -45,7 +48,9 @@ var threeHosts = []site{
 type options struct {
 	binary string    // the built plenum
 	sites  []site    // the first one begins, and is a server
+	https  bool      // edges have certificates; without, they are reached by plain HTTP
 	out    io.Writer // progress, line by line; nil: nothing
+	detail bool      // what every command says, too
 }
 
 // A cluster is its hosts, and the programs that they run. All it does is what an operator would do. Methods that return
@@ -57,11 +62,15 @@ type cluster struct {
 	wan      *netlab.Switch
 	start    time.Time
 	dir      string // of all files
-	binaries string // plenum, consul, nomad, vault and prometheus
+	binaries string // plenum, consul, nomad and vault
 	members  []*member
+	ca       *authority    // nil: edges are reached by plain HTTP
+	inited   chan struct{} // closed at the end of plenum init
+	failed   error         // how that ended
 
-	mu  sync.Mutex // of out
-	out io.Writer
+	mu     sync.Mutex // of out
+	out    io.Writer
+	detail bool
 }
 
 // A member is a test host and where its files lie.
@@ -76,28 +85,96 @@ type member struct {
 	c *cluster
 }
 
-// newCluster makes the hosts and gathers the programs. Nothing runs yet. Everything ends with t.
+// newCluster makes the hosts and gathers the programs. Nothing runs yet. Everything ends with t, and with the process if
+// that is killed; what is then left of files goes at the next start.
 func newCluster(ctx context.Context, t netlab.TB, o options) (*cluster, error) {
-	c := &cluster{t: t, ctx: ctx, start: time.Now(), out: o.out}
+	c := &cluster{t: t, ctx: ctx, start: time.Now(), out: o.out, detail: o.detail, inited: make(chan struct{})}
 	if c.out == nil {
 		c.out = io.Discard
 	}
 	var err error
-	if c.dir, err = os.MkdirTemp("", "lab"); err != nil { // short: a socket's path has 107 bytes
+	if c.dir, err = newDir(t); err != nil {
 		return nil, err
 	}
-	t.Cleanup(func() { _ = os.RemoveAll(c.dir) })
 	if err := c.gather(o.binary); err != nil {
 		return nil, err
 	}
 	c.lab = netlab.New(t)
-	c.wan = c.lab.Switch("wan")
+	c.wan = c.lab.Switch("wan", wan...)
 	for _, s := range o.sites {
 		if err := c.add(s); err != nil {
 			return nil, err
 		}
 	}
-	return c, nil
+	if o.https {
+		if c.ca, err = c.newAuthority(); err != nil {
+			return nil, err
+		}
+	}
+	return c, c.nameEdges()
+}
+
+// wan is the lab's Internet. The prefixes are somebody's out there: TURN relays to nobody whose address is not public.
+var wan = []netip.Prefix{netip.MustParsePrefix("5.9.0.0/24"), netip.MustParsePrefix("2a01:4f8:1::/64")}
+
+// newDir makes the folder of all files, its name short: a socket's path has 107 bytes. It goes with t. A lab that was
+// killed leaves its own, with a lock that nobody holds: those go now.
+func newDir(t netlab.TB) (string, error) {
+	left, _ := filepath.Glob(filepath.Join(os.TempDir(), "lab*", "lock"))
+	for _, path := range left {
+		if lock, err := os.Open(path); err == nil {
+			if unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+				dir := filepath.Dir(path)
+				stack.Sweep(dir)
+				removeDir(dir)
+			}
+			lock.Close()
+		}
+	}
+	dir, err := os.MkdirTemp("", "lab")
+	if err != nil {
+		return "", err
+	}
+	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDONLY, 0o600)
+	if err == nil {
+		err = unix.Flock(int(lock.Fd()), unix.LOCK_EX)
+	}
+	t.Cleanup(func() { // after the hosts have ended
+		removeDir(dir)
+		lock.Close()
+	})
+	return dir, err
+}
+
+// removeDir removes the folder, and the control groups of the tasks that it was about: those alone are the machine's, not
+// the host's.
+func removeDir(dir string) {
+	allocations, _ := filepath.Glob(filepath.Join(dir, "*/var/lib/plenum/nomad/alloc/*"))
+	for _, path := range allocations {
+		groups, _ := filepath.Glob("/sys/fs/cgroup/*/*/" + filepath.Base(path) + ".*")
+		for _, g := range groups {
+			_ = os.Remove(g)
+		}
+	}
+	_ = os.RemoveAll(dir)
+}
+
+// nameEdges has every host know the names of edges, as it would by DNS.
+func (c *cluster) nameEdges() error {
+	text := []byte("127.0.0.1 localhost\n::1 localhost\n")
+	for _, m := range c.with("edge") {
+		text = fmt.Appendf(text, "%s %s\n", m.Addr(), strings.Join(m.names(), " "))
+	}
+	file := filepath.Join(c.dir, "hosts")
+	if err := os.WriteFile(file, text, 0o644); err != nil {
+		return err
+	}
+	for _, m := range c.members {
+		if out, err := m.Run("mount", "--bind", file, "/etc/hosts"); err != nil {
+			return fmt.Errorf("%s: /etc/hosts: %w: %s", m.name, err, out)
+		}
+	}
+	return nil
 }
 
 // add makes a host and its cable.
@@ -156,36 +233,61 @@ func linkOrCopy(source, path string) error {
 	return errors.Join(err, out.Close())
 }
 
-// found makes the first host the first of a cluster, and has all others join: servers one by one, then the rest at once.
-func (c *cluster) found() error {
+// begin makes the first host the first of a cluster, and has all others join as soon as they may: servers one by one,
+// then the rest at once. The first host may not be ready yet.
+func (c *cluster) begin() error {
 	first := c.first()
 	admin, err := age.GenerateX25519Identity()
 	if err != nil {
 		return err
 	}
-	c.say("%s: plenum init", first.name)
-	if err := first.plenum("init", "--admin", "lab="+admin.Recipient().String(), "--cluster", "lab", "--region", first.region, "--host", first.name,
-		"--roles", first.roles, "--address", first.Addr().String(), "--binaries", c.binaries); err != nil {
-		return err
+	failed, fail := context.WithCancelCause(c.ctx)
+	go func() {
+		err := first.plenum("init", "--admin", "lab="+admin.Recipient().String(), "--cluster", "lab", "--region", first.region, "--host", first.name,
+			"--roles", first.roles, "--address", first.Addr().String(), "--binaries", c.binaries)
+		if err != nil {
+			fail(err)
+		}
+		c.failed = err
+		close(c.inited)
+	}()
+	if err := c.eventually(3*time.Minute, func() error {
+		conn, err := first.Dial(failed, "tcp", net.JoinHostPort(first.Addr().String(), "8443"))
+		if err == nil {
+			return conn.Close()
+		}
+		return errors.Join(err, context.Cause(failed))
+	}); err != nil {
+		return fmt.Errorf("%s: plenum init: no join service: %w", first.name, err)
 	}
 	began := time.Now()
-	var wg sync.WaitGroup
-	errs := make([]error, len(c.members))
-	for i, m := range c.members[1:] {
-		if m.server() { // raft likes one at a time
-			if err := m.join(); err != nil {
-				return err
-			}
-		} else {
-			wg.Go(func() { errs[i] = m.join() })
+	var rest []func() error
+	for _, m := range c.members[1:] {
+		if !m.server() {
+			rest = append(rest, m.join)
+		} else if err := m.join(); err != nil { // raft likes one at a time
+			return err
 		}
 	}
-	wg.Wait()
-	if err := errors.Join(errs...); err != nil {
+	if err := together(rest...); err != nil {
 		return err
 	}
 	c.say("%d hosts joined in %.1f s", len(c.members)-1, time.Since(began).Seconds())
 	return nil
+}
+
+// found begins a cluster and waits until its first host is ready, too.
+func (c *cluster) found() error {
+	if err := c.begin(); err != nil {
+		return err
+	}
+	return c.ready()
+}
+
+// ready waits until the first host is ready. It is the last to be: Nomad's server has its own node wait.
+func (c *cluster) ready() error {
+	<-c.inited
+	return c.failed
 }
 
 // first is the host that the cluster began with, a server. Operators sit there.
@@ -235,15 +337,17 @@ func (c *cluster) write(format string, args ...any) {
 	fmt.Fprintf(c.out, format, args...)
 }
 
-// confess prints what the services and the tasks of all hosts wrote last.
-func (c *cluster) confess() {
+// confess prints what services and tasks of the hosts wrote last, all of them or those whose names begin so.
+func (c *cluster) confess(names ...string) {
 	for _, m := range c.members {
 		logs, _ := filepath.Glob(filepath.Join(m.root, "var/log/plenum/*.log"))
 		tasks, _ := filepath.Glob(filepath.Join(m.root, "var/lib/plenum/nomad/alloc/*/alloc/logs/*.std*.0"))
 		for _, path := range append(logs, tasks...) {
+			name := filepath.Base(path)
+			wanted := len(names) == 0 || slices.ContainsFunc(names, func(n string) bool { return strings.HasPrefix(name, n) })
 			b, err := os.ReadFile(path)
-			if err == nil && len(bytes.TrimSpace(b)) > 0 && !strings.Contains(path, "audit") {
-				c.say("%s: the end of %s:\n%s", m.name, filepath.Base(path), b[max(0, len(b)-3000):])
+			if err == nil && wanted && len(bytes.TrimSpace(b)) > 0 && !strings.Contains(name, "audit") {
+				c.say("%s: the end of %s:\n%s", m.name, name, b[max(0, len(b)-3000):])
 			}
 		}
 	}

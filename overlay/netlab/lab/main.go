@@ -11,11 +11,15 @@
 package main
 
 import (
+	"bufio"
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -26,15 +30,17 @@ import (
 func main() {
 	binary := flag.String("plenum", "./plenum", "the binary to run")
 	call := flag.Bool("call", false, "run shards, edges and bridges too, and have a call")
+	detail := flag.Bool("v", false, "print what every command says")
+	measure := flag.Bool("measure", false, "with -call: say how fast a new shard and a new host are of use")
 	flag.Parse()
 	name, run, sites := "lab-hosts", hosts, hostSites(os.Getenv("SERVERS") == "3")
 	if *call {
-		name, run, sites = "lab", session, threeHosts
+		name, run, sites = "lab", func(c *cluster) error { return session(c, *measure) }, threeHosts
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	err := netlab.Run(os.Stderr, name, func(t netlab.TB) {
-		c, err := newCluster(ctx, t, options{binary: *binary, sites: sites, out: os.Stdout})
+		c, err := newCluster(ctx, t, options{binary: *binary, sites: sites, https: *call, out: os.Stdout, detail: *detail})
 		if err == nil {
 			err = run(c)
 		}
@@ -78,63 +84,92 @@ func hosts(c *cluster) error {
 	servers := len(c.with("server"))
 	summary := fmt.Sprintf("lab-hosts: %d servers and %d hosts in 2 regions, one behind NAT: nodes ready, members alive, both networks whole, in %.0f s",
 		servers, len(c.members)-servers, time.Since(c.start).Seconds())
-	return c.rest(summary, "status")
+	return c.rest(summary)
 }
 
-// rest says how to go on, and the last line, and stands still until Ctrl-C.
-func (c *cluster) rest(last, command string) error {
+// rest says how to go on, and the last line, and does what is typed until Ctrl-C.
+func (c *cluster) rest(last string, more ...string) error {
 	if os.Getenv("LAB_ONCE") != "" {
 		fmt.Println(last)
 		return nil
 	}
-	for _, m := range c.members {
-		c.say("a shell on %s: nsenter -t %d -a; there: %s/plenum %s --root %s", m.name, m.PID(), c.binaries, command, m.root)
-	}
-	c.say("Ctrl-C takes everything down")
-	fmt.Println(last)
-	<-c.ctx.Done()
-	return nil
-}
-
-// session is make lab.
-func session(c *cluster) error {
-	if err := c.found(); err != nil {
+	on, err := c.helper()
+	if err != nil {
 		return err
 	}
-	began := time.Now()
-	if err := c.serve(); err != nil {
-		return err
+	c.write("\nOn a host, from another terminal (plenum, nomad and consul are the operator's; without a command: a shell):\n")
+	for _, line := range append([]string{"plenum status"}, more...) {
+		c.write("  %s %s %s\n", on, c.first().name, line)
 	}
-	var edges []*member // one of each region
-	for _, region := range c.regions() {
-		for _, m := range c.with("edge") {
-			if m.region == region {
-				edges = append(edges, m)
-				break
+	c.write("Here: pull HOST, plug HOST (its cable); off HOST, boot HOST (its power); Ctrl-C takes everything down.\n%s\n", last)
+	typed := make(chan string)
+	go func() { // stands in a read until the program ends
+		for in := bufio.NewScanner(os.Stdin); in.Scan(); {
+			typed <- in.Text()
+		}
+	}()
+	for {
+		select {
+		case <-c.ctx.Done():
+			return nil
+		case line := <-typed:
+			if err := c.order(strings.Fields(line)); err != nil {
+				c.say("%v", err)
 			}
 		}
 	}
-	if err := c.called(c.members[len(c.members)-1], edges...); err != nil {
-		c.confess()
-		return err
+}
+
+// order does what was typed.
+func (c *cluster) order(words []string) error {
+	what := errors.New("want pull, plug, off or boot, and a host")
+	if len(words) != 2 {
+		return what
 	}
-	call := time.Since(began)
-	for _, kind := range []string{"shard", "bridge", "edge"} {
-		if err := c.first().plenum(kind, "list"); err != nil {
+	i := slices.IndexFunc(c.members, func(m *member) bool { return m.name == words[1] })
+	if i < 0 {
+		return fmt.Errorf("there is no host %s", words[1])
+	}
+	m, began := c.members[i], time.Now()
+	switch words[0] {
+	case "pull":
+		m.cable.Down()
+	case "plug":
+		m.cable.Up()
+	case "off":
+		m.powerOff()
+	case "boot":
+		if err := m.boot(); err != nil {
 			return err
 		}
+	default:
+		return what
 	}
-	if os.Getenv("LAB_ONCE") != "" {
-		return c.rest(fmt.Sprintf("lab: %d hosts, %d regions, a call by way of every region %.1f s after the first job, %.0f s in all",
-			len(c.members), len(edges), call.Seconds(), time.Since(c.start).Seconds()), "")
+	c.say("%s %s: done, in %.1f s", words[0], m.name, time.Since(began).Seconds())
+	return nil
+}
+
+// helper writes a program for other terminals, and returns where it is: on HOST [COMMAND…].
+func (c *cluster) helper() (string, error) {
+	tokens, err := c.tokens()
+	if err != nil {
+		return "", err
 	}
-	var links []string
-	for _, m := range edges {
-		door, err := m.door(80)
-		if err != nil {
-			return err
-		}
-		links = append(links, fmt.Sprintf("http://localhost:%d/hello", door.Port()))
+	on := filepath.Join(c.dir, "on")
+	text := fmt.Appendf(nil, "#!/bin/sh\n# on HOST [COMMAND…]: a command, or a shell, on a host of the lab\ncase $1 in\n")
+	for _, m := range c.members {
+		text = fmt.Appendf(text, "%s) pid=%d ;;\n", m.name, m.PID())
 	}
-	return c.rest(strings.Join(links, "\n"), "shard list")
+	text = fmt.Appendf(text, `*) echo "want on HOST [COMMAND…]" >&2; exit 2 ;;
+esac
+host=$1; shift
+[ $# -gt 0 ] || set -- bash
+case "$1 $2" in
+"plenum probe"|"plenum room"|"plenum run"|"plenum ") ;;
+plenum\ *) set -- "$@" --root %[1]s/$host ;;
+esac
+exec nsenter -t $pid -a env HOME=%[1]s/$host PATH=%[2]s:$PATH NOMAD_ADDR=https://127.0.0.1:4646 NOMAD_TLS_SERVER_NAME=localhost \
+	NOMAD_CACERT=%[1]s/$host/var/lib/plenum/tls/ca.pem NOMAD_TOKEN=%[3]s CONSUL_HTTP_TOKEN=%[4]s "$@"
+`, c.dir, c.binaries, tokens.Nomad, tokens.Consul)
+	return on, os.WriteFile(on, text, 0o700)
 }

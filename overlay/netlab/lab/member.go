@@ -7,17 +7,30 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"plenum/overlay/netlab/stack"
 )
 
 func (m *member) has(role string) bool { return slices.Contains(strings.Split(m.roles, ","), role) }
 func (m *member) server() bool         { return m.has("server") }
+
+// names are those of the host's edge: of all edges, and of those of its region.
+func (m *member) names() []string { return []string{domain, m.region + "." + domain} }
+
+// url is where participants find the edges of the host's region; without certificates, its own.
+func (m *member) url() string {
+	if m.c.ca == nil {
+		return "http://" + m.Addr().String()
+	}
+	return "https://" + m.names()[1]
+}
 
 // join brings the host into the cluster.
 func (m *member) join() error {
@@ -36,21 +49,43 @@ func (m *member) join() error {
 	return m.plenum(args...)
 }
 
-// plenum runs a command of the binary on the host and prints what it says. If it fails, so does it print what every host
-// has to say.
-func (m *member) plenum(args ...string) error {
-	out := &lines{m: m}
-	cmd, err := m.command("plenum", args...)
+// plenum runs a command of the binary on the host and tells what it says last, or all of it. If it fails, so does it tell
+// what every host has to say.
+func (m *member) plenum(args ...string) error { return m.run("plenum", args...) }
+
+// run is plenum for the other programs that output knows.
+func (m *member) run(name string, args ...string) error {
+	cmd, err := m.command(name, args...)
 	if err != nil {
 		return err
 	}
+	out := &lines{m: m}
 	cmd.Stdout, cmd.Stderr = out, out
+	began := time.Now()
 	if err := m.StartCmd(cmd).Wait(); err != nil {
 		if m.c.ctx.Err() != nil {
 			return context.Cause(m.c.ctx)
 		}
-		m.c.confess()
-		return fmt.Errorf("%s: plenum %s: %w", m.name, strings.Join(args[:min(2, len(args))], " "), err)
+		m.c.confess(tasks(args)...)
+		return fmt.Errorf("%s: %s %s: %w: %s", m.name, name, strings.Join(args[:min(3, len(args))], " "), err, out.tail())
+	}
+	said := out.last()
+	if name != "plenum" {
+		said = strings.Join(slices.Concat([]string{name}, args[:2], []string{filepath.Base(args[len(args)-1])}), " ")
+	}
+	m.c.say("%-6s %s (%.1f s)", m.name, said, time.Since(began).Seconds())
+	return nil
+}
+
+// tasks are those of the job that a command is about: none if it is about none.
+func tasks(args []string) []string {
+	switch kind, _, _ := strings.Cut(filepath.Base(args[len(args)-1]), "."); {
+	case args[0] == "edge":
+		return []string{"edge.", "haproxy."}
+	case args[0] == "shard" || args[0] == "bridge":
+		return []string{args[0] + "."}
+	case args[0] == "job":
+		return []string{kind + "."}
 	}
 	return nil
 }
@@ -77,8 +112,11 @@ func (m *member) command(name string, args ...string) (*exec.Cmd, error) {
 	switch name {
 	case "plenum":
 		path = filepath.Join(m.c.binaries, name)
-		if len(args) > 0 && args[0] != "probe" {
+		if !slices.Contains([]string{"probe", "room"}, args[0]) { // which know no host
 			args = append(slices.Clone(args), "--root", m.root)
+		}
+		if m.c.ca != nil {
+			env = append(env, "SSL_CERT_FILE="+m.c.ca.roots()) // of the probe
 		}
 	case "consul", "nomad":
 		path = filepath.Join(m.c.binaries, name)
@@ -91,7 +129,15 @@ func (m *member) command(name string, args ...string) (*exec.Cmd, error) {
 	}
 	cmd := exec.CommandContext(m.c.ctx, path, args...)
 	cmd.Env, cmd.Dir = env, m.root
+	if name == "nomad" {
+		cmd.Dir = jobFiles() // which name files beside them
+	}
 	return cmd, nil
+}
+
+// web is a client on the host.
+func (m *member) web() *http.Client {
+	return &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DialContext: m.Dial, DisableKeepAlives: true}}
 }
 
 // tokens are those of the operator.
@@ -123,9 +169,10 @@ func (m *member) boot() error {
 	return nil
 }
 
-// lines prints what a host says, line by line, with its name.
+// lines keeps what a command says on a host, and prints it line by line if all of it is wanted.
 type lines struct {
 	m    *member
+	all  []string
 	rest []byte
 }
 
@@ -136,7 +183,24 @@ func (l *lines) Write(b []byte) (int, error) {
 		if !ok {
 			return len(b), nil
 		}
-		l.m.c.write("          %-6s %s\n", l.m.name, line)
+		if l.m.c.detail {
+			l.m.c.write("          %-6s %s\n", l.m.name, line)
+		}
+		l.all = append(l.all, string(line))
 		l.rest = rest
 	}
+}
+
+func (l *lines) tail() string {
+	return strings.Join(append(l.all[max(0, len(l.all)-10):], string(l.rest)), "\n")
+}
+
+// last is the last line that begins at the margin.
+func (l *lines) last() string {
+	for _, line := range slices.Backward(l.all) {
+		if line != "" && line[0] != ' ' {
+			return line
+		}
+	}
+	return ""
 }
