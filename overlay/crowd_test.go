@@ -253,7 +253,8 @@ func BenchmarkOverlayPeers(b *testing.B) {
 				start := c.crowd(server, n)
 				c.start()
 				start()
-				eventually(b, 60*time.Second, func() error {
+				eventually(b, 120*time.Second, func() error {
+					time.Sleep(500 * time.Millisecond) // an answer costs more than all else
 					up := 0
 					for _, p := range server.status().Paths {
 						if p.Up && p.Measured {

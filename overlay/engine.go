@@ -296,10 +296,11 @@ func (e *engine) setPeers(p *plane, now time.Time) error {
 	return nil
 }
 
-// every is how often each path is probed. Of many peers each is asked more seldom, so that all together cost no more.
+// every is how often each path is probed. Of many peers each is asked more seldom, so that all together cost no more;
+// but often enough for a NAT to keep its mapping, for which Nebula then needs no packets of its own.
 func (e *engine) every() time.Duration {
-	const few = 25
-	return e.o.ProbeEvery * time.Duration(max(few, e.book.Len())) / few
+	const few, open = 25, 25 * time.Second
+	return max(e.o.ProbeEvery, min(e.o.ProbeEvery*time.Duration(e.book.Len())/few, open))
 }
 
 func address(r *roster.Record, p Plane) netip.Addr {
@@ -469,7 +470,7 @@ const often = 100 * time.Millisecond
 // next is when tick is to be called again. Where nothing is wrong it is seldom, so that what is due by then is done at
 // once: each time that the process wakes costs more than what it does.
 func (e *engine) next(now time.Time) time.Duration {
-	wait := 5 * often
+	wait := min(e.every()/10, 2*time.Second)
 	if e.told != nil {
 		wait = often
 	}
@@ -483,7 +484,7 @@ func (e *engine) next(now time.Time) time.Duration {
 
 // look asks the backend for its tunnels, and tries the next hint for peers that cannot be reached.
 func (e *engine) look(p *plane, now time.Time) {
-	every := 2 * time.Second
+	every := max(2*time.Second, e.every()/4)
 	for _, q := range p.peers {
 		if !q.path.up && now.Sub(q.path.since) < 10*time.Second {
 			every = 200 * time.Millisecond // somebody is being looked for
@@ -527,6 +528,7 @@ func (e *engine) look(p *plane, now time.Time) {
 				delete(e.switched, q.host)
 			} else {
 				e.switched[q.host] = [32]byte(n)
+				e.log.Info("trying a peer's next key", "peer", q.host, "key", base64.StdEncoding.EncodeToString(n))
 			}
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 	"sync"
 	"syscall"
@@ -45,6 +46,10 @@ func (o *Options) ConfigFile() string {
 func (o *Options) StateFile() string { return filepath.Join("/", o.Root, "var/lib/plenum/roster.json") }
 func (o *Options) Socket() string    { return filepath.Join("/", o.Root, "run/plenum/overlay.sock") }
 
+// readers are Nebula's threads that wait in system calls, one for the device and one for the underlay. Each keeps a place in
+// Go's scheduler meanwhile; without places for them WireGuard would wait until the runtime notices.
+const readers = 2
+
 // gcPercent is less than Go's own 100: most of the heap are wireguard-go's buffers, 64 KiB for each of some 400 packets
 // under way, which live as long as the process. Collecting them more often costs next to nothing.
 const gcPercent = 30
@@ -62,6 +67,7 @@ func Run(ctx context.Context, o Options) error {
 		o.ProbeEvery = 5 * time.Second
 	}
 	debug.SetGCPercent(gcPercent)
+	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + readers)
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
@@ -81,7 +87,9 @@ func Run(ctx context.Context, o Options) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	p.ctx = ctx
-	if err := p.engine.start(time.Now()); err != nil {
+	if err := p.engine.start(time.Now()); errors.Is(err, os.ErrPermission) {
+		return fmt.Errorf("%w: the overlay needs root, or the capability CAP_NET_ADMIN", err)
+	} else if err != nil {
 		return err
 	}
 	server, err := p.serve(cfg)
@@ -103,6 +111,7 @@ loop:
 		case <-hup:
 			p.reload()
 		case now := <-tick.C:
+			p.slack.adjust(now)
 			if next := p.engine.tick(now); next != every {
 				every = next
 				tick.Reset(every)
@@ -133,6 +142,7 @@ type process struct {
 	ctx    context.Context
 	group  sync.WaitGroup
 	inbox  chan func() // run on the engine's goroutine
+	slack  slack
 
 	sources context.CancelFunc
 	watched RosterConfig

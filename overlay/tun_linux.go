@@ -1,6 +1,7 @@
 package overlay
 
 import (
+	"errors"
 	"fmt"
 	"os"
 
@@ -11,7 +12,12 @@ import (
 // is dropped by the kernel; sockets bound to it stay bound. Making one that exists already changes nothing.
 func Persist(name string) error {
 	f, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
-	if err != nil {
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return fmt.Errorf("%w: load it with modprobe tun, or give this container the device", err)
+	case errors.Is(err, os.ErrPermission):
+		return fmt.Errorf("%w: the overlay needs root, and in a container the device", err)
+	case err != nil:
 		return err
 	}
 	defer f.Close()

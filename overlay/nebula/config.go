@@ -68,8 +68,9 @@ func render(d overlay.Device, peers []overlay.Peer) (string, error) {
 			// Never offer an address of an overlay as one of the underlay, nor believe one.
 			"local_allow_list": dict{"interfaces": dict{"plenum-.*": false, "docker.*": false, "nomad": false}}},
 		"relay": dict{"am_relay": d.Lighthouse, "use_relays": !d.Lighthouse, "relays": relays},
-		// Answering a punch with a handshake is what gets two NATs past each other.
-		"punchy": dict{"punch": true, "respond": true, "delay": "100ms", "respond_delay": "500ms"},
+		// Answering a punch with a handshake is what gets two NATs past each other. Mappings are kept by the
+		// overlay's probes.
+		"punchy": dict{"punch": false, "respond": true, "delay": "100ms", "respond_delay": "500ms"},
 		"tun":    dict{"dev": d.Name, "mtu": d.MTU, "tx_queue": 2000},
 		// A dead way is given up after 2 to 6 s, a certificate that ended or is blocked after 2.
 		"timers":     dict{"connection_alive_interval": 2, "pending_deletion_interval": 4},
