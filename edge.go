@@ -34,7 +34,7 @@ var edgeSettings = []setting{
 	{"dir", "edge", "dir"}, {"overlay", "edge", "overlays"}, {"offload", "edge", "offload"}, {"answer", "edge", "answer"},
 	{"consul", "edge", "consul"}, {"state", "edge", "state"}, {"sockets", "edge", "sockets"}, {"capacity", "edge", "capacity"},
 	{"ramp", "edge", "ramp"}, {"name", "edge", "names"}, {"acme", "edge", "acme"}, {"email", "edge", "email"}, {"secret", "edge", "secret"},
-	{"haproxy-metrics", "edge", "haproxy_metrics"}, {"metrics", "edge", "metrics"},
+	{"haproxy-metrics", "edge", "haproxy_metrics"}, {"metrics", "edge", "metrics"}, {"turn", "edge", "turn"}, {"turn-server", "edge", "turn_server"},
 }
 
 func (o *edgeOptions) flags(f *pflag.FlagSet) {
@@ -55,6 +55,8 @@ func (o *edgeOptions) flags(f *pflag.FlagSet) {
 	f.IntVar(&o.proxy.Sockets, "sockets", 0, "requests of one address in ten seconds before it is told to come later (default 3000)")
 	f.IntVar(&o.capacity, "capacity", 0, "participants that a shard is made for (default 10000)")
 	f.DurationVar(&o.ramp, "ramp", 0, "how long a new shard takes to its full share of new rooms (default 1m)")
+	f.StringVar(&o.proxy.TURN, "turn", "", "DNS `NAME` under which --https takes TURN over TLS as well; it gets a certificate")
+	f.StringVar(&o.proxy.Relay, "turn-server", "127.0.0.1:3479", "`ADDR` of the TURN server for --turn, by TCP without TLS")
 	f.StringVar(&o.proxy.Metrics, "haproxy-metrics", "", "`ADDR` of HAProxy's own metrics")
 }
 
@@ -65,7 +67,11 @@ func (o *edgeOptions) check() error {
 	if o.proxy.HTTPS != "" && o.acme != "" && o.secret == "" {
 		return errors.New("--secret SECRET is missing: edges share certificates under it; or give --acme '' and NAME.pem in --dir")
 	}
+	if o.proxy.TURN != "" && !slices.Contains(o.proxy.Names, o.proxy.TURN) {
+		o.proxy.Names = append(o.proxy.Names, o.proxy.TURN)
+	}
 	return cmp.Or(checkDomain(o.domain), checkAddresses(
+		address{"turn-server", o.proxy.Relay, "127.0.0.1:3479", o.proxy.TURN == ""},
 		address{"http", o.proxy.HTTP, ":80", false}, address{"https", o.proxy.HTTPS, ":443", true},
 		address{"offload", o.proxy.Offload, "127.0.0.1:9715", false}, address{"answer", o.proxy.Answer, "127.0.0.1:9716", false},
 		address{"haproxy-metrics", o.proxy.Metrics, "127.0.0.1:9717", true}))

@@ -167,7 +167,7 @@ func (o *clusterOptions) flags(f *pflag.FlagSet) {
 	f.StringVar(&o.state, "state", "", "`FILE` that lets a shard that was restarted keep its rooms")
 	f.StringArrayVar(&o.turnServers, "turn-server", nil, "`ADDR:PORT` of a TURN server that clients are told of; repeatable")
 	f.StringVar(&o.turnSecret, "turn-secret", "", "`SECRET` from which TURN servers' users are made")
-	f.StringVar(&o.turnFile, "turn-file", "", "`FILE` of more TURN servers, an ADDR, its port and its secret a line; SIGHUP reads it again")
+	f.StringVar(&o.turnFile, "turn-file", "", "`FILE` of more TURN servers, an ADDR, its port and its secret a line, and tls for one behind an edge; SIGHUP reads it again")
 	f.StringVar(&o.address, "handover", "", "`ADDR` where other shards reach --http (default: the same)")
 }
 
@@ -221,10 +221,17 @@ func (o *clusterOptions) services() (all []signaling.Service, err error) {
 		if len(f) == 0 {
 			continue
 		}
-		if len(f) != 3 {
-			return nil, fmt.Errorf("--turn-file %s: line %d: want ADDR PORT SECRET", o.turnFile, n)
+		switch {
+		case len(f) == 3:
+			add(f[0], f[1], f[2])
+		case len(f) == 4 && f[3] == "tls": // a name for all servers of the region
+			s := signaling.Service{Type: "turns", Host: f[0], Port: f[1], Transport: "tcp", Secret: f[2]}
+			if !slices.Contains(all, s) {
+				all = append(all, s)
+			}
+		default:
+			return nil, fmt.Errorf("--turn-file %s: line %d: want ADDR PORT SECRET, or NAME PORT SECRET tls", o.turnFile, n)
 		}
-		add(f[0], f[1], f[2])
 	}
 	return all, nil
 }

@@ -92,7 +92,7 @@ func TestTURNFile(t *testing.T) {
 		}
 	}
 	o := clusterOptions{turnServers: []string{"[2001:db8::1]:3479"}, turnSecret: "flag", turnFile: file}
-	write("\n  192.0.2.1 3478 one\n2001:db8::2 443 two\n\n")
+	write("\n  192.0.2.1 3478 one\n2001:db8::2 443 two\nturn.meet.example 443 two tls\nturn.meet.example 443 two tls\n\n")
 	all, err := o.services()
 	if err != nil {
 		t.Fatal(err)
@@ -102,7 +102,8 @@ func TestTURNFile(t *testing.T) {
 		got = append(got, strings.Join([]string{s.Type, s.Host, s.Port, s.Transport, s.Secret}, " "))
 	}
 	want := []string{"turn 2001:db8::1 3479 udp flag", "turn 2001:db8::1 3479 tcp flag", "turn 192.0.2.1 3478 udp one", "turn 192.0.2.1 3478 tcp one",
-		"turn 2001:db8::2 443 udp two", "turn 2001:db8::2 443 tcp two"}
+		"turn 2001:db8::2 443 udp two", "turn 2001:db8::2 443 tcp two",
+		"turns turn.meet.example 443 tcp two"}
 	if !slices.Equal(got, want) {
 		t.Errorf("services:\n%s", strings.Join(got, "\n"))
 	}

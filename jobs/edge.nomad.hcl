@@ -54,6 +54,18 @@ variable "acme_roots" {
   default     = ""
 }
 
+variable "turn" {
+  type        = string
+  description = "name of the region's TURN servers, for clients that come to them by TLS at the port of HTTPS; it gets a certificate; empty: none"
+  default     = ""
+}
+
+variable "turn_server" {
+  type        = string
+  description = "address of the host's own TURN server for those (its variable edge)"
+  default     = "127.0.0.1:3479"
+}
+
 variable "email" {
   type        = string
   description = "address that the authority may write to"
@@ -220,7 +232,7 @@ job "edge" {
         command = var.plenum
         args = concat([
           "run", "edge", "--config", "${NOMAD_SECRETS_DIR}/plenum.hcl",
-          "--region", var.region, "--domain", var.domain, "--dir", local.dir, "--overlay", var.control,
+          "--region", var.region, "--domain", var.domain, "--dir", local.dir, "--overlay", var.control, "--turn", var.turn, "--turn-server", var.turn_server,
           "--http", ":${var.http}", "--https", var.https == 0 ? "" : ":${var.https}", "--acme", var.acme, "--email", var.email,
           "--offload", "127.0.0.1:${NOMAD_PORT_offload}", "--answer", "127.0.0.1:${NOMAD_PORT_answer}",
           "--metrics", "${NOMAD_ADDR_metrics}", "--haproxy-metrics", "${NOMAD_ADDR_haproxy}",

@@ -49,6 +49,18 @@ variable "port" {
   default     = 3478
 }
 
+variable "tls" {
+  type        = string
+  description = "name under which the region's edges take TLS for these servers at 443 (their variable turn), for networks that let nothing else through; empty: none"
+  default     = ""
+}
+
+variable "edge" {
+  type        = number
+  description = "port on loopback for the host's own edge, which hands over who came by TLS"
+  default     = 3479
+}
+
 variable "relay" {
   type        = list(number)
   description = "first and last UDP port of relays"
@@ -163,6 +175,7 @@ job "turn" {
         alloc_id  = "${NOMAD_ALLOC_ID}"
         public_ip = "${meta.plenum_public_ip}"
         port      = var.port
+        tls       = var.tls
       }
       check {
         name     = "alive"
@@ -217,6 +230,7 @@ job "turn" {
           ],
           [for a in var.listen : "listening-ip=${a}"],
           [for a in var.listen : "relay-ip=${a}"],
+          var.tls == "" ? [] : ["aux-server=127.0.0.1:${var.edge}"], # its proxy port would take the place of all others
           var.public == "" ? [] : ["external-ip=${var.public}"],
           var.mbit == 0 ? [] : ["bps-capacity=${var.mbit * 125000}"],
           [for p in concat(var.overlays, var.denied, local.unreachable) :

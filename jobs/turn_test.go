@@ -204,7 +204,7 @@ func TestTURNJob(t *testing.T) {
 //	client ─── wan ─── turn ─── overlay ─── consul
 //	bridge ────┘
 //
-// A client reaches the bridge through it, by UDP and by TCP. It reaches neither the overlay, nor the host itself, nor
+// A client reaches the bridge through it, by UDP, by TCP, and by the edge of the same host, which takes TLS. It reaches neither the overlay, nor the host itself, nor
 // what only the host may reach; relays TCP to nobody; and serves nobody without the secret.
 func TestTURN(t *testing.T) {
 	lab := netlab.New(t)
@@ -220,7 +220,7 @@ func TestTURN(t *testing.T) {
 
 	const secret = "0123456789abcdef"
 	template := *parse(t, "turn.nomad.hcl", "region=muc", `nodes=["a"]`, "realm=meet.example", `overlays=["44.77.0.0/16","fd77::/64"]`,
-		`denied=["5.9.0.99/32"]`, fmt.Sprintf(`listen=[%q, %q]`, server.Addrs()[0], server.Addrs()[1])).TaskGroups[0].Tasks[0].Templates[0].EmbeddedTmpl
+		`denied=["5.9.0.99/32"]`, "tls=turn.meet.example", fmt.Sprintf(`listen=[%q, %q]`, server.Addrs()[0], server.Addrs()[1])).TaskGroups[0].Tasks[0].Templates[0].EmbeddedTmpl
 	dir := t.TempDir()
 	config, n := regexp.MustCompile(`\{\{ with nomadVar "nomad/jobs/turn-muc" \}\}(.*)\{\{ \.secret \}\}\{\{ end \}\}`), 0
 	text := config.ReplaceAllStringFunc(template, func(s string) string {
@@ -252,9 +252,15 @@ func TestTURN(t *testing.T) {
 	dial := func(network, user, password string) *turn.Client {
 		t.Helper()
 		var conn net.PacketConn
-		if network == "udp" {
+		switch network {
+		case "udp":
 			conn, err = client.ListenPacket("udp", ":0")
-		} else {
+		case "tls": // as the edge of the same host comes
+			var c net.Conn
+			if c, err = server.Dial(ctx, "tcp", "127.0.0.1:3479"); err == nil {
+				conn = turn.NewSTUNConn(c)
+			}
+		default:
 			var c net.Conn
 			if c, err = client.Dial(ctx, "tcp", address); err == nil {
 				conn = turn.NewSTUNConn(c)
@@ -300,7 +306,7 @@ func TestTURN(t *testing.T) {
 	}
 	media, peer := listen(bridge)
 	inner, inside := listen(consul)
-	for _, network := range []string{"udp", "tcp"} {
+	for _, network := range []string{"udp", "tcp", "tls"} {
 		relay, err := dial(network, user, password).Allocate()
 		if err != nil {
 			t.Fatalf("%s: %v\n%s", network, err, process.Output())

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 	"text/template"
 	"time"
@@ -26,6 +27,8 @@ type Proxy struct {
 	Overlay []string // prefixes of the overlays: who comes from there is believed to be an edge before this one
 	Sockets int      // new requests of one address in ten seconds before it is told to come later; 0 is 3,000
 	Metrics string   // host:port of HAProxy's own; empty: none
+	TURN    string   // name under which HTTPS takes TURN over TLS (RFC 8656), with a certificate of its own; empty: none
+	Relay   string   // host:port of the TURN server, by TCP
 }
 
 // defaultSockets lets a school of a thousand open its pages within a minute behind one address.
@@ -62,6 +65,9 @@ func (p Proxy) Files(v View, now time.Time) (map[string][]byte, error) {
 		if _, err := jid.New("", n, ""); err != nil || strings.ContainsAny(n, "/ []") {
 			return nil, fmt.Errorf("name %s: want a DNS name such as meet.example", n)
 		}
+	}
+	if p.TURN != "" && (p.HTTPS == "" || !slices.Contains(p.Names, p.TURN)) {
+		return nil, fmt.Errorf("TURN under %s needs HTTPS and a certificate of that name", p.TURN)
 	}
 	if p.HTTPS != "" && len(p.Names) == 0 {
 		return nil, fmt.Errorf("HTTPS on %s needs the name of a certificate", p.HTTPS)
@@ -155,7 +161,12 @@ frontend web
 {{- range .Binds .HTTP}}
 	bind {{.}}{{end}}{{if .HTTPS}}{{range .Binds .HTTPS}}
 	bind {{.}} ssl crt-list {{$.Path "certificates"}} alpn h2,http/1.1{{end}}{{end}}
-	tcp-request connection reject if { src -f {{.Path "bans"}} }
+	tcp-request connection reject if { src -f {{.Path "bans"}} }{{if .TURN}}
+	mode tcp
+	acl relayed ssl_fc_sni -i {{.TURN}}
+	tcp-request content set-var(txn.full) str(web),map_str_int({{.Path "full"}})
+	tcp-request content reject if relayed { fe_conn,sub(txn.full) gt 0 }
+	tcp-request content switch-mode http if !relayed{{end}}
 	http-request deny deny_status 403 if { src -f {{.Path "bans"}} }
 	http-request set-var(txn.full) str(web),map_str_int({{.Path "full"}})
 	http-request return status 503 hdr Retry-After %[rand(20),add(5)] if { fe_conn,sub(txn.full) gt 0 }
@@ -180,6 +191,8 @@ frontend web
 	http-response send-spoe-group plenum owners if { res.hdr(x-jitsi-shard) -m found }
 	http-request set-var(txn.bridge) path,field(3,/) if { path_beg /colibri-ws/ }
 	http-request unset-var(txn.full)
+	{{- if .TURN}}
+	use_backend relay if relayed{{end}}
 	use_backend challenges if challenge
 	use_backend bridges if { path_beg /colibri-ws/ }
 	default_backend shards
@@ -198,6 +211,13 @@ backend bridges
 
 backend challenges
 	server self {{.Answer}}
+
+{{- if .TURN}}
+
+backend relay
+	mode tcp
+	server self {{.Relay}}
+{{- end}}
 
 backend plenum-offload
 	mode tcp
