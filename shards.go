@@ -15,7 +15,8 @@ import (
 //
 //	NAME REGION HTTP-ADDR:PORT XMPP-ADDR:PORT
 //
-// A region of - is none. Errors name file and line.
+// A region of - is none. Of a shard that is there twice the first line counts: the catalogue may not have forgotten what was
+// replaced. Errors name file and line.
 func readShards(path string) ([]handover.Shard, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -39,7 +40,7 @@ func readShards(path string) ([]handover.Shard, error) {
 			}
 		}
 		if seen[f[0]] {
-			return nil, fmt.Errorf("%s:%d: shard %s is there already", path, n, f[0])
+			continue
 		}
 		seen[f[0]] = true
 		s := handover.Shard{Name: f[0], HTTP: f[2], XMPP: f[3]}

@@ -217,11 +217,12 @@ job "bridge" {
         EOT
       }
       template {
-        destination   = "${NOMAD_TASK_DIR}/shards"
-        change_mode   = "signal"
-        change_signal = "SIGHUP"
-        splay         = "0s" # nothing is restarted
-        data          = <<-EOT
+        destination = "${NOMAD_TASK_DIR}/shards"
+        change_mode = "noop" # plenum looks; for a signal that finds no task Nomad would end the allocation
+        data        = <<-EOT
+          {{/* the well ones first: an allocation that was replaced may stay in the catalogue */}}
+          {{ range service "plenum-shard" }}{{ .ServiceMeta.shard }} {{ .ServiceMeta.region }} {{ .Address }}:{{ .Port }} {{ .Address }}:{{ .ServiceMeta.xmpp_port }}
+          {{ end }}
           {{ range service "plenum-shard|any" }}{{ .ServiceMeta.shard }} {{ .ServiceMeta.region }} {{ .Address }}:{{ .Port }} {{ .Address }}:{{ .ServiceMeta.xmpp_port }}
           {{ end }}
         EOT

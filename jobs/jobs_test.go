@@ -78,11 +78,8 @@ func TestJobsOfCalls(t *testing.T) {
 				t.Errorf("%s/%s: is killed %v after %q", s.ID(), task.Name, *task.KillTimeout, task.KillSignal)
 			}
 			for _, tmpl := range task.Templates {
-				if *tmpl.ChangeMode == "restart" {
-					t.Errorf("%s/%s: a change of %s restarts it", s.ID(), task.Name, *tmpl.DestPath)
-				}
-				if *tmpl.ChangeMode == "signal" && *tmpl.Splay != 0 {
-					t.Errorf("%s/%s: hears of %s up to %v later", s.ID(), task.Name, *tmpl.DestPath, *tmpl.Splay)
+				if *tmpl.ChangeMode != "noop" { // Nomad ends an allocation whose task is just not there for a signal
+					t.Errorf("%s/%s: a change of %s may end it", s.ID(), task.Name, *tmpl.DestPath)
 				}
 			}
 			args, _ := json.Marshal(task.Config["args"])

@@ -225,38 +225,35 @@ job "shard" {
         EOT
       }
       template {
-        destination   = "${NOMAD_SECRETS_DIR}/accounts"
-        change_mode   = "signal"
-        change_signal = "SIGHUP"
-        splay         = "0s" # nothing is restarted
-        perms         = "0400"
-        uid           = 65534
-        gid           = 65534
-        data          = <<-EOT
+        destination = "${NOMAD_SECRETS_DIR}/accounts"
+        change_mode = "noop" # plenum looks; for a signal that finds no task Nomad would end the allocation
+        perms       = "0400"
+        uid         = 65534
+        gid         = 65534
+        data        = <<-EOT
           {{ with nomadVar "plenum/accounts" }}{{ range .Tuples }}{{ .K }} {{ .V }}
           {{ end }}{{ end }}
         EOT
       }
       template {
-        destination   = "${NOMAD_SECRETS_DIR}/turn"
-        change_mode   = "signal"
-        change_signal = "SIGHUP"
-        splay         = "0s" # nothing is restarted
-        perms         = "0400"
-        uid           = 65534
-        gid           = 65534
-        data          = <<-EOT
+        destination = "${NOMAD_SECRETS_DIR}/turn"
+        change_mode = "noop" # plenum looks; for a signal that finds no task Nomad would end the allocation
+        perms       = "0400"
+        uid         = 65534
+        gid         = 65534
+        data        = <<-EOT
           {{ if nomadVarExists "nomad/jobs/turn-${var.region}" }}{{ with nomadVar "nomad/jobs/turn-${var.region}" }}{{ $secret := .secret }}
           {{ range service "region-${var.region}.plenum-turn|any" }}{{ or .ServiceMeta.public_ip .Address }} {{ .Port }} {{ $secret }}
           {{ end }}{{ end }}{{ end }}
         EOT
       }
       template {
-        destination   = "${NOMAD_TASK_DIR}/shards"
-        change_mode   = "signal"
-        change_signal = "SIGHUP"
-        splay         = "0s" # nothing is restarted
-        data          = <<-EOT
+        destination = "${NOMAD_TASK_DIR}/shards"
+        change_mode = "noop" # plenum looks; for a signal that finds no task Nomad would end the allocation
+        data        = <<-EOT
+          {{/* the well ones first: an allocation that was replaced may stay in the catalogue */}}
+          {{ range service "plenum-shard" }}{{ .ServiceMeta.shard }} {{ .ServiceMeta.region }} {{ .Address }}:{{ .Port }} {{ .Address }}:{{ .ServiceMeta.xmpp_port }}
+          {{ end }}
           {{ range service "plenum-shard|any" }}{{ .ServiceMeta.shard }} {{ .ServiceMeta.region }} {{ .Address }}:{{ .Port }} {{ .Address }}:{{ .ServiceMeta.xmpp_port }}
           {{ end }}
         EOT

@@ -144,10 +144,13 @@ func shardsOf(list []*api.ServiceEntry) []Shard {
 
 func bridgesOf(list []*api.ServiceEntry) []Bridge {
 	var all []Bridge
-	for _, e := range list {
-		b := Bridge{ID: e.Service.Meta["relay_id"], Addr: addr(e, "ws_port")}
-		if plain(b.ID) && b.Addr != "" && !slices.ContainsFunc(all, func(o Bridge) bool { return o.ID == b.ID }) {
-			all = append(all, b)
+	for _, ill := range []bool{false, true} { // of one that is there twice the well one counts
+		for _, e := range list {
+			b := Bridge{ID: e.Service.Meta["relay_id"], Addr: addr(e, "ws_port")}
+			if ill == (e.Checks.AggregatedStatus() == api.HealthCritical) && plain(b.ID) && b.Addr != "" &&
+				!slices.ContainsFunc(all, func(o Bridge) bool { return o.ID == b.ID }) {
+				all = append(all, b)
+			}
 		}
 	}
 	return all

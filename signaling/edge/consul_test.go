@@ -96,3 +96,23 @@ func TestConsul(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestTwice: of what the catalogue lists twice, for it has not forgotten what was replaced, the well one counts.
+func TestTwice(t *testing.T) {
+	entry := func(address, status string) *api.ServiceEntry {
+		return &api.ServiceEntry{Service: &api.AgentService{Address: address, Port: 8000, Meta: map[string]string{"shard": "muc-1", "relay_id": "h1", "ws_port": "9000"}},
+			Checks: api.HealthChecks{{Status: status}}}
+	}
+	old, well := entry("10.77.0.2", api.HealthCritical), entry("10.77.0.3", api.HealthPassing)
+	for _, list := range [][]*api.ServiceEntry{{old, well}, {well, old}} {
+		if got := shardsOf(list); len(got) != 1 || got[0].Addr != "10.77.0.3:8000" || got[0].Ill {
+			t.Errorf("shards: %+v", got)
+		}
+		if got := bridgesOf(list); len(got) != 1 || got[0].Addr != "10.77.0.3:9000" {
+			t.Errorf("bridges: %+v", got)
+		}
+	}
+	if got := bridgesOf([]*api.ServiceEntry{old}); len(got) != 1 {
+		t.Errorf("a bridge that is ill: %+v", got)
+	}
+}
