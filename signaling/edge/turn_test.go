@@ -66,7 +66,8 @@ func TestShared(t *testing.T) {
 	leaks(t)
 	const secret, relay = "0123456789abcdef", "turn.plenum.test"
 	s := start(t, Config{Proxy: Proxy{HTTP: freeAddr(t), HTTPS: freeAddr(t), Names: []string{name, relay}, Answer: "127.0.0.1:1", TURN: relay, Relay: coturn(t, secret)}})
-	s.views <- View{Shards: []Shard{echo(t, "muc-1")}}
+	web, header := wild(t, "muc-2")
+	s.views <- View{Shards: []Shard{echo(t, "muc-1"), web}}
 	dial := func(sni string, protocols ...string) *tls.Conn {
 		t.Helper()
 		conn, err := tls.DialWithDialer(&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 9)}}, "tcp", s.https,
@@ -85,7 +86,7 @@ func TestShared(t *testing.T) {
 		t.Helper()
 		for _, protocol := range []string{"http/1.1", "h2"} {
 			conn := dial(name, protocol)
-			request, err := http.NewRequest("GET", "https://"+name+"/room", nil)
+			request, err := http.NewRequest("GET", "https://"+name+"/room_muc-2", nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -109,12 +110,17 @@ func TestShared(t *testing.T) {
 				}
 			}
 			res.Body.Close()
+			for h, want := range map[string]string{"X-Proxy-Region": "muc", "X-Forwarded-For": "127.0.0.9", "X-Forwarded-Proto": "https"} {
+				if got := header(h); got != want {
+					t.Errorf("%s: %s: the shard is told %s: %q, want %q", when, protocol, h, got, want)
+				}
+			}
 			if res.StatusCode != 200 || res.Header.Get("Strict-Transport-Security") == "" {
 				t.Errorf("%s: %s: %s", when, protocol, res.Status)
 			}
 		}
 		c := dial(name)
-		fmt.Fprintf(c, "GET /xmpp-websocket?room=a HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
+		fmt.Fprintf(c, "GET /xmpp-websocket?room=a_muc-1 HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
 		res, err := http.ReadResponse(bufio.NewReader(c), nil)
 		if err != nil || res.StatusCode != http.StatusSwitchingProtocols {
 			t.Fatalf("%s: a socket: %v, %v", when, res, err)
@@ -123,9 +129,9 @@ func TestShared(t *testing.T) {
 			t.Errorf("%s: a socket: %v", when, err)
 		}
 	}
-	until(t, "the shard serves", func() bool {
+	until(t, "the shards serve", func() bool {
 		c := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{ServerName: name, InsecureSkipVerify: true}}}
-		res, err := c.Get("https://" + s.https + "/a")
+		res, err := c.Get("https://" + s.https + "/a_muc-2")
 		if err != nil {
 			return false
 		}
@@ -178,11 +184,11 @@ func TestShared(t *testing.T) {
 	pages("beside a relay")
 
 	// Neither is to be had under the other's name.
-	web := dial(relay)
-	if _, err := io.WriteString(web, "GET /room HTTP/1.1\r\nHost: "+name+"\r\n\r\n"); err != nil {
+	other := dial(relay)
+	if _, err := io.WriteString(other, "GET /room HTTP/1.1\r\nHost: "+name+"\r\n\r\n"); err != nil {
 		t.Fatal(err)
 	}
-	if res, err := http.ReadResponse(bufio.NewReader(web), nil); err == nil {
+	if res, err := http.ReadResponse(bufio.NewReader(other), nil); err == nil {
 		t.Errorf("a page under the name of TURN: %s", res.Status)
 	}
 }
