@@ -125,6 +125,9 @@ func (h *hand) step(ctx context.Context, d Desired, s Step) error {
 	case s.folder != nil:
 		return h.host.Mkdir(s.folder.Path, s.folder.Mode)
 	case s.sysctl != nil:
+		if err := h.noteSysctl(*s.sysctl); err != nil {
+			return err
+		}
 		return h.host.SetSysctl(s.sysctl.Key, strconv.FormatInt(s.sysctl.Min, 10))
 	case s.program != nil:
 		return h.install(ctx, *s.program)
@@ -141,6 +144,48 @@ func (h *hand) step(ctx context.Context, d Desired, s Step) error {
 		return err
 	}
 	return h.remember(d, *s.service, s.act == "reload")
+}
+
+// sysctlFile is what kernel settings were before they were raised, by key.
+const sysctlFile = stateDir + "/sysctl.json"
+
+// noteSysctl keeps what a setting was before it is changed for the first time, so that leave can put it back.
+func (h *hand) noteSysctl(s Sysctl) error {
+	was, err := h.sysctlsBefore()
+	if err != nil || was[s.Key] != "" {
+		return err
+	}
+	if was[s.Key], err = h.host.Sysctl(s.Key); err != nil {
+		return nil // there is none: setting it says so
+	}
+	return h.host.Write(sysctlFile, marshal(was), 0o600)
+}
+
+func (h *hand) sysctlsBefore() (map[string]string, error) {
+	was := map[string]string{}
+	b, err := h.host.Read(sysctlFile)
+	if err == nil {
+		err = json.Unmarshal(b, &was)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	return was, err
+}
+
+// restoreSysctls puts back the settings that were raised, where nobody has changed them since.
+func (h *hand) restoreSysctls(raised []Sysctl) error {
+	was, err := h.sysctlsBefore()
+	for _, s := range raised {
+		old, now := was[s.Key], ""
+		if old != "" {
+			now, _ = h.host.Sysctl(s.Key)
+		}
+		if now == strconv.FormatInt(s.Min, 10) {
+			err = errors.Join(err, h.host.SetSysctl(s.Key, old))
+		}
+	}
+	return err
 }
 
 // remember writes which files the service has read.
@@ -212,11 +257,11 @@ func (h *hand) installed(b join.Binary, err error) error {
 
 // until repeats f every 100 ms until it is content, and says what it waits for.
 func (h *hand) until(ctx context.Context, what string, limit time.Duration, f func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(ctx, limit)
+	limited, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	said := time.Now()
 	for {
-		err := f(ctx)
+		err := f(limited)
 		if err == nil {
 			return nil
 		}
@@ -225,7 +270,10 @@ func (h *hand) until(ctx context.Context, what string, limit time.Duration, f fu
 			said = time.Now().Add(4 * time.Second)
 		}
 		select {
-		case <-ctx.Done():
+		case <-limited.Done():
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
 			return fmt.Errorf("waited %s for %s: %w", limit, what, err)
 		case <-time.After(100 * time.Millisecond):
 		}

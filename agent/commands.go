@@ -2,8 +2,11 @@ package agent
 
 import (
 	"cmp"
+	"context"
+	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -14,9 +17,52 @@ import (
 
 // Commands are the agent's part of the command table.
 func Commands(release string) []*cobra.Command {
-	return []*cobra.Command{initCommand(release), joinCommand(release), leaveCommand(release), doctorCommand(release), statusCommand(release),
-		tokenCommand(release), hostCommand(release), adminCommand(release), caCommand(release), unsealCommand(release), backupCommand(release), restoreCommand(release)}
+	all := []*cobra.Command{initCommand(release), joinCommand(release), leaveCommand(release), doctorCommand(release), statusCommand(release),
+		tokenCommand(release), hostCommand(release), adminCommand(release), caCommand(release), unsealCommand(release), backupCommand(release), restoreCommand(release), rebootCommand(release), dnsCommand(release)}
+	finish(all...)
+	return all
 }
+
+// finish gives commands what all of them have: how one is used, where it is used wrongly, and an exit status of its own
+// where it is interrupted.
+func finish(all ...*cobra.Command) {
+	for _, c := range all {
+		finish(c.Commands()...)
+		if check := c.Args; check != nil {
+			c.Args = func(c *cobra.Command, args []string) error {
+				if check(c, args) != nil {
+					return fmt.Errorf("usage: %s; %s --help says more", c.UseLine(), c.CommandPath())
+				}
+				return nil
+			}
+		}
+		if run := c.RunE; run != nil {
+			c.RunE = func(c *cobra.Command, args []string) error {
+				err := run(c, args)
+				if c.Context().Err() != nil && errors.Is(err, context.Canceled) {
+					return interrupted{c.CommandPath(), err}
+				}
+				return err
+			}
+		}
+	}
+}
+
+// interrupted is a command that somebody stopped. What it had done stays, and it goes on when it is run again.
+type interrupted struct {
+	command string
+	err     error
+}
+
+func (i interrupted) Error() string {
+	if text, more := strings.CutSuffix(i.err.Error(), ": "+context.Canceled.Error()); more {
+		return "interrupted: " + text
+	}
+	return "interrupted: " + i.command + " goes on where it was when it is run again"
+}
+
+// ExitCode is what shells say of a program that an interrupt has ended.
+func (interrupted) ExitCode() int { return 130 }
 
 // common registers the flags that commands which change a host have.
 func (c *Command) common(cmd *cobra.Command, plan bool) {
@@ -67,8 +113,7 @@ func hostFlags(cmd *cobra.Command) func(*Config) {
 func initCommand(release string) *cobra.Command {
 	c := &Command{Release: release}
 	f := Founding{}
-	control, media := DefaultControl.String(), DefaultMedia.String()
-	var unseal, hostLife, serverLife string
+	var control, media, unseal, hostLife, serverLife string
 	cmd := &cobra.Command{
 		Use:   "init --cluster NAME --region REGION",
 		Short: "Make this host the first of a new cluster",
@@ -80,23 +125,28 @@ goes on.`,
 	c.common(cmd, true)
 	set := hostFlags(cmd)
 	fl := cmd.Flags()
-	fl.StringVar(&f.Cluster, "cluster", "plenum", "name of the cluster")
+	fl.StringVar(&f.Cluster, "cluster", "", "name of the cluster (default plenum)")
 	fl.StringVar(&f.Region, "region", "", "region of this host, such as ber")
-	fl.StringSliceVar(&f.Roles, "roles", []string{"server", "edge", "shard", "bridge"}, "what this host does")
+	fl.StringSliceVar(&f.Roles, "roles", nil, "what this host does (default server,edge,shard,bridge)")
 	fl.StringSliceVar(&f.Admins, "admin", nil, "NAME=age1…: the first admins; backups and the break-glass key are for their eyes")
-	fl.StringVar(&control, "control", control, "prefix of the control network")
-	fl.StringVar(&media, "media", media, "prefix of the media network")
+	fl.StringVar(&control, "control", "", "prefix of the control network (default "+DefaultControl.String()+")")
+	fl.StringVar(&media, "media", "", "prefix of the media network (default "+DefaultMedia.String()+")")
 	fl.StringVar(&c.Binaries, "binaries", "", "folder with plenum, consul, nomad and vault")
 	fl.StringVar(&unseal, "unseal", "", "file: Vault is opened by a file that root alone reads; shamir: by people")
 	fl.StringVar(&hostLife, "host-life", "", "life of host certificates (default 336h)")
 	fl.StringVar(&serverLife, "server-life", "", "life of server certificates (default 2160h)")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		var err error
-		if f.Control, err = netip.ParsePrefix(control); err != nil {
-			return fmt.Errorf("--control: %w", err)
-		}
-		if f.Media, err = netip.ParsePrefix(media); err != nil {
-			return fmt.Errorf("--media: %w", err)
+		for _, p := range []struct {
+			flag, text string
+			to         *netip.Prefix
+		}{{"--control", control, &f.Control}, {"--media", media, &f.Media}} {
+			if p.text == "" {
+				continue
+			}
+			var err error
+			if *p.to, err = netip.ParsePrefix(p.text); err != nil {
+				return fmt.Errorf("%s %q is no prefix such as %s", p.flag, p.text, DefaultControl)
+			}
 		}
 		return c.Init(cmd.Context(), f, func(cfg *Config) {
 			set(cfg)
@@ -113,8 +163,9 @@ func joinCommand(release string) *cobra.Command {
 		Short: "Make this host a part of a cluster",
 		Long: `Make this host a part of the cluster that TOKEN is of (plenum token create on a server makes one). Keys are
 made here and stay here; nothing is sent before the join service has proved itself. A second run changes
-nothing. Killed and run again it goes on. "-" reads the token from standard input.`,
-		Args: cobra.MaximumNArgs(1),
+nothing. Killed and run again it goes on. "-" reads the token from standard input; without one it is taken
+from PLENUM_TOKEN.`,
+		Args: cobra.ArbitraryArgs, // a token that was pasted with white space in it
 	}
 	c.common(cmd, true)
 	set := hostFlags(cmd)
@@ -129,20 +180,20 @@ nothing. Killed and run again it goes on. "-" reads the token from standard inpu
 	return cmd
 }
 
-// tokenArgument is the token of the command line, of standard input or of the environment.
+// tokenArgument is the token of the command line, of standard input or of the environment. White space in it does not
+// matter.
 func tokenArgument(cmd *cobra.Command, args []string) (string, error) {
 	switch {
 	case len(args) == 0:
 		return os.Getenv("PLENUM_TOKEN"), nil
 	case args[0] != "-":
-		return args[0], nil
+		return strings.Join(args, ""), nil
 	}
-	var b [4096]byte
-	n, err := cmd.InOrStdin().Read(b[:])
-	if n == 0 && err != nil {
+	b, err := io.ReadAll(io.LimitReader(cmd.InOrStdin(), 8<<10))
+	if err != nil {
 		return "", fmt.Errorf("standard input: %w", err)
 	}
-	return strings.TrimSpace(string(b[:n])), nil
+	return string(b), nil
 }
 
 func leaveCommand(release string) *cobra.Command {
@@ -165,7 +216,7 @@ func doctorCommand(release string) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "doctor [TOKEN]",
 		Short: "Look at what this host needs, before it joins and after",
-		Args:  cobra.MaximumNArgs(1),
+		Args:  cobra.ArbitraryArgs,
 	}
 	c.common(cmd, false)
 	cmd.Flags().BoolVar(&fix, "fix", false, "repair what can be taken back")

@@ -85,6 +85,9 @@ func (w *work) examine(ctx context.Context, token string) []Finding {
 	if w.joined() {
 		all = append(all, w.member(ctx)...)
 	}
+	if _, err := os.Stat(w.host.Path("run/reboot-required")); err == nil {
+		all = append(all, Finding{What: "reboot", Severity: "warn", Measured: "an upgrade asks for one", Wanted: "none", Fix: "plenum reboot"})
+	}
 	return all
 }
 
@@ -168,8 +171,11 @@ func (w *work) firewall(name string) Finding {
 		f.repair = repairs([][]string{{"firewall-cmd", "--permanent", "--add-port=4242/udp"}, {"firewall-cmd", "--permanent", "--add-port=51820/udp"},
 			{"firewall-cmd", "--permanent", "--add-port=10000/udp"}, {"firewall-cmd", "--permanent", "--zone=trusted", "--add-interface=" + controlDevice},
 			{"firewall-cmd", "--permanent", "--zone=trusted", "--add-interface=" + mediaDevice}, {"firewall-cmd", "--reload"}})
-	default:
+	case "docker":
 		f.Severity, f.Measured, f.Fix = "ok", "active: its rules concern forwarded packets only", ""
+	default: // a chain of nftables: family table chain
+		f.What, f.Measured = "nftables: "+name, "drops what it does not name"
+		f.Fix = fmt.Sprintf("if it does not yet: nft insert rule %s udp dport '{ 4242, 51820, 10000 }' accept; nft insert rule %s iifname '{ %s, %s }' accept; the same in /etc/nftables.conf", name, name, controlDevice, mediaDevice)
 	}
 	return f
 }
@@ -182,6 +188,19 @@ func repairs(commands [][]string) func() error {
 			}
 		}
 		return nil
+	}
+}
+
+// obstacles says what stands in the way of a host that is about to join. It does not keep it from trying.
+func (c *Command) obstacles(w *work) {
+	all := append(w.ports(), tun(), w.space())
+	for _, f := range w.facts.Firewalls {
+		all = append(all, w.firewall(f))
+	}
+	for _, f := range all {
+		if f.Severity != "ok" {
+			c.say("%s: %s: %s. %s", f.Severity, f.What, f.Measured, f.Fix)
+		}
 	}
 }
 
@@ -214,7 +233,10 @@ func (w *work) ports() (all []Finding) {
 // clock compares this host's clock with a join service's, and its address with what the service sees.
 func (w *work) clock(ctx context.Context, token string) (all []Finding) {
 	c, _, err := w.clientOr(token)
-	if err != nil || c == nil {
+	if err != nil {
+		return []Finding{{What: "token", Severity: "bad", Measured: err.Error(), Wanted: "a join token of your cluster"}}
+	}
+	if c == nil {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
@@ -256,6 +278,9 @@ func (w *work) clientOr(token string) (*join.Client, join.Request, error) {
 	t, err := join.ParseToken(token)
 	if err != nil {
 		return nil, join.Request{}, err
+	}
+	if time.Now().After(t.Expires) {
+		return nil, join.Request{}, fmt.Errorf("it expired at %s, by this host's clock", t.Expires.Format(time.RFC3339))
 	}
 	return join.NewClient(t, nil, nil), join.Request{}, nil
 }

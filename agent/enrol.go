@@ -25,7 +25,11 @@ func (c *Command) Join(ctx context.Context, text string, set func(*Config)) erro
 	if err := errors.Join(w.cfg.validate(), w.choose()); err != nil {
 		return err
 	}
+	start := time.Now()
 	if !w.joined() {
+		if text == "" {
+			return errors.New("no token is given: plenum join TOKEN (plenum token create on a server host makes one)")
+		}
 		t, err := join.ParseToken(text)
 		if err != nil {
 			return err
@@ -33,18 +37,20 @@ func (c *Command) Join(ctx context.Context, text string, set func(*Config)) erro
 		if err := c.provisional(ctx, w, t); err != nil || c.Plan {
 			return err
 		}
+		c.obstacles(w)
 		if err := c.enrol(ctx, w, t); err != nil {
 			return err
 		}
-	} else if c.Plan {
-		return c.printPlan(ctx, w, w.desired())
+	} else if err := c.printPlan(ctx, w, w.view); err != nil || c.Plan {
+		return err
 	}
 	w.fetch = w.fetchBinary
-	start := time.Now()
 	if err := c.joinVault(ctx, w); err != nil {
 		return err
 	}
+	packed := w.pack(ctx)
 	n, err := w.converge(ctx)
+	n += packed
 	if err != nil {
 		return err
 	}
@@ -65,7 +71,7 @@ func (c *Command) provisional(ctx context.Context, w *work, t join.Token) error 
 	for _, name := range programsOf(t.Roles) {
 		v.answer.Binaries = append(v.answer.Binaries, join.Binary{Name: name, Version: "of the cluster"})
 	}
-	return c.printPlan(ctx, w, v.desired(),
+	return c.printPlan(ctx, w, v,
 		Step{Kind: "key", What: "make four keys in " + keyDir, Why: "the private halves never leave this host"},
 		Step{Kind: "call", What: "enrol at " + strings.Join(t.Addresses, " or "), Why: fmt.Sprintf("as %s in %s, with a token until %s", strings.Join(t.Roles, ", "), t.Region, t.Expires.Format(time.RFC3339))})
 }
@@ -160,7 +166,7 @@ func (w *work) fetchBinary(ctx context.Context, b join.Binary, to string) error 
 func (l *loop) renew(ctx context.Context) error {
 	w := l.work
 	now := l.now()
-	if now.Before(w.answer.RenewAfter) || time.Now().Before(l.notBefore) {
+	if now.Before(w.answer.RenewAfter) && !l.generation.outdated(ctx, w.answer, time.Now()) || time.Now().Before(l.notBefore) {
 		return l.renewErr
 	}
 	c, r, err := w.client()

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/x509"
@@ -14,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 
+	"filippo.io/age"
 	"github.com/vishvananda/netlink"
 
 	"plenum/agent/join"
@@ -37,7 +39,52 @@ var (
 	DefaultMedia   = netip.MustParsePrefix("10.87.0.0/16")
 )
 
+// complete fills in what init was not told.
+func (f *Founding) complete() {
+	f.Cluster = cmp.Or(f.Cluster, "plenum")
+	if len(f.Roles) == 0 {
+		f.Roles = []string{join.RoleServer, join.RoleEdge, join.RoleShard, join.RoleBridge}
+	}
+	if !f.Control.IsValid() {
+		f.Control = DefaultControl
+	}
+	if !f.Media.IsValid() {
+		f.Media = DefaultMedia
+	}
+}
+
+// agrees says where a second init is told something else than the first, which cannot become true by it.
+func (f *Founding) agrees(old Founding) error {
+	roles := func(r []string) string {
+		if len(r) == 0 {
+			return ""
+		}
+		r = append([]string{join.RoleServer}, r...)
+		slices.Sort(r)
+		return strings.Join(slices.Compact(r), ",")
+	}
+	prefix := func(p netip.Prefix) string {
+		if !p.IsValid() {
+			return ""
+		}
+		return p.String()
+	}
+	for _, x := range [][3]string{{"--cluster", f.Cluster, old.Cluster}, {"--region", f.Region, old.Region}, {"--roles", roles(f.Roles), roles(old.Roles)},
+		{"--control", prefix(f.Control), prefix(old.Control)}, {"--media", prefix(f.Media), prefix(old.Media)}} {
+		if x[1] != "" && x[1] != x[2] {
+			return fmt.Errorf("this host has made the cluster %s, with %s %s: that cannot become %s any more; plenum leave --force ends that cluster", old.Cluster, x[0], x[2], x[1])
+		}
+	}
+	for _, a := range f.Admins {
+		if len(old.Admins) > 0 && !slices.Contains(old.Admins, a) {
+			return fmt.Errorf("admin %s was not told to the first init: plenum admin add %s", a, a)
+		}
+	}
+	return nil
+}
+
 func (f *Founding) validate(facts []netip.Addr) error {
+	f.complete()
 	if !validHost.MatchString(f.Cluster) || !validHost.MatchString(f.Region) {
 		return fmt.Errorf("cluster %q and region %q are names of a-z, 0-9 and inner hyphens", f.Cluster, f.Region)
 	}
@@ -66,8 +113,12 @@ func (f *Founding) validate(facts []netip.Addr) error {
 		return errors.New("a cluster needs people: --admin NAME=age1… (age-keygen makes a key); backups and the break-glass key are for their eyes alone")
 	}
 	for _, a := range f.Admins {
-		if name, key, ok := strings.Cut(a, "="); !ok || !validHost.MatchString(name) || !strings.HasPrefix(key, "age1") {
+		name, key, ok := strings.Cut(a, "=")
+		if !ok || !validHost.MatchString(name) {
 			return fmt.Errorf("--admin %q is not NAME=age1…", a)
+		}
+		if _, err := age.ParseX25519Recipient(key); err != nil {
+			return fmt.Errorf("--admin %s: %q is no public key that age-keygen printed: %w", name, key, err)
 		}
 	}
 	return nil
@@ -108,8 +159,15 @@ func (c *Command) Init(ctx context.Context, f Founding, set func(*Config)) error
 		if err := f.validate(w.facts.Addresses); err != nil {
 			return err
 		}
-	} else if f, err = w.founding(); err != nil {
-		return err
+	} else {
+		old, err := w.founding()
+		if err == nil {
+			err = f.agrees(old)
+		}
+		if err != nil {
+			return err
+		}
+		f = old
 	}
 	w.first = true
 	if w.answer.Host == "" {
@@ -120,13 +178,14 @@ func (c *Command) Init(ctx context.Context, f Founding, set func(*Config)) error
 			return err
 		}
 	}
-	if c.Plan {
-		v := w.view
-		if !w.joined() {
-			v.answer.Nomad.Introduction, v.answer.Consul.Token, v.answer.TLSCert = "later", "later", "later"
-		}
-		return c.printPlan(ctx, w, v.desired(), w.initSteps()...)
+	v := w.view
+	if !w.joined() {
+		v.answer.Nomad.Introduction, v.answer.Consul.Token, v.answer.TLSCert = "later", "later", "later"
 	}
+	if err := c.printPlan(ctx, w, v, w.initSteps()...); err != nil || c.Plan {
+		return err
+	}
+	c.obstacles(w)
 	n, err := c.found(ctx, w, f)
 	if err == nil {
 		err = w.ownNode(ctx)
@@ -160,9 +219,9 @@ func (w *work) initSteps() []Step {
 	}
 	return []Step{
 		{Kind: "key", What: "make four keys in " + keyDir, Why: "the private halves never leave this host"},
-		{Kind: "vault", What: "initialise Vault", Why: "engines, keys and CAs for hosts and servers; unsealed by " + w.cfg.Unseal},
-		{Kind: "consul", What: "bootstrap Consul's rights", Why: "default is to deny; a token for each host"},
-		{Kind: "nomad", What: "bootstrap Nomad's rights", Why: "nodes only by introduction, one pool for each role"},
+		{Kind: "cluster", What: "initialise Vault", Why: "engines, keys and CAs for hosts and servers; unsealed by " + w.cfg.Unseal},
+		{Kind: "cluster", What: "bootstrap Consul's rights", Why: "default is to deny; a token for each host"},
+		{Kind: "cluster", What: "bootstrap Nomad's rights", Why: "nodes only by introduction, one pool for each role"},
 	}
 }
 
@@ -205,6 +264,7 @@ func (c *Command) found(ctx context.Context, w *work, f Founding) (int, error) {
 		}
 		total++
 	}
+	total += w.pack(ctx)
 	n, err := w.converge(ctx, "plenum-overlay", "plenum-vault", "plenum-consul")
 	total += n
 	if err != nil {
@@ -315,10 +375,10 @@ func (w *work) firstAdmins(ctx context.Context, s *join.Service, f Founding) err
 	}
 	for _, text := range f.Admins {
 		name, key, _ := strings.Cut(text, "=")
-		p, err := s.AdminAdd(ctx, name, key, "init")
-		if errors.Is(err, join.Refusal{Reason: join.ReasonName}) {
+		if _, err := w.host.Read(adminDir + "/" + name + ".age"); err == nil {
 			continue // an earlier run did
 		}
+		p, err := s.AdminAdd(ctx, name, key, "init")
 		if err != nil {
 			return fmt.Errorf("admin %s: %w", name, err)
 		}
@@ -331,7 +391,7 @@ func (w *work) firstAdmins(ctx context.Context, s *join.Service, f Founding) err
 	if err != nil || key == "" {
 		return err
 	}
-	w.hand.say("the break-glass CA's key, for the admins' age keys alone: %s; keep a copy elsewhere", adminDir+"/break-glass.age")
+	w.hand.say("the break-glass CA's key, for the admins' age keys alone, is %s; keep this copy elsewhere:\n%s", adminDir+"/break-glass.age", key)
 	return w.host.Write(adminDir+"/break-glass.age", []byte(key), 0o600)
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -124,6 +125,13 @@ func (c *Command) remains(ctx context.Context, w *work) error {
 	if err := guard.Remove(); err != nil {
 		return err
 	}
+	if err := w.unpack(ctx); err != nil {
+		return err
+	}
+	w.crash("after packages")
+	if err := w.restoreSysctls(sysctls); err != nil {
+		return err
+	}
 	for _, path := range made {
 		if err := w.host.Remove(path); err != nil {
 			return err
@@ -138,26 +146,33 @@ func (c *Command) remains(ctx context.Context, w *work) error {
 }
 
 // made is all that plenum makes on a host, the keys last: until they are gone, a killed leave can take leave again.
-var made = []string{consulFile, nomadFile, vaultFile, configFile, adminDir, binDir, libDir, "/var/log/plenum", "/run/plenum",
+var made = []string{needrestartFile, upgradesFile, consulFile, nomadFile, vaultFile, configFile, adminDir, binDir, libDir, "/var/log/plenum", "/run/plenum",
 	stateDir + "/consul", stateDir + "/nomad", stateDir + "/vault", stateDir}
 
 func (c *Command) printRemoval(w *work) error {
-	var steps []Step
-	steps = append(steps, Step{Kind: "call", What: "drain this node", Why: "tasks move or end by themselves"},
-		Step{Kind: "call", What: "take leave of " + w.answer.Cluster, Why: "addresses, certificates, tokens and the catalog's entry go back"})
+	steps := []Step{{Kind: "call", What: "drain this node", Why: "tasks move or end by themselves"},
+		{Kind: "call", What: "take leave of " + w.answer.Cluster, Why: "addresses, certificates, tokens and the catalog's entry go back"}}
+	for _, u := range slices.Backward(w.units()) {
+		steps = append(steps, Step{Kind: "service", What: "stop and remove " + u.Name, Why: u.Description, Unit: u.Name})
+	}
+	steps = append(steps, Step{Kind: "interface", What: "remove " + controlDevice + " and " + mediaDevice, Why: "both networks of this host"},
+		Step{Kind: "firewall rule", What: "nftables: remove table inet " + guard.Table, Why: "made by plenum, with the unreachable routes"})
+	if own, err := w.ownPackages(); err == nil {
+		for _, name := range own {
+			steps = append(steps, Step{Kind: "package", What: "remove " + name, Why: "installed by plenum"})
+		}
+	}
+	if was, err := w.sysctlsBefore(); err == nil {
+		for _, key := range slices.Sorted(maps.Keys(was)) {
+			steps = append(steps, Step{Kind: "sysctl", What: "set " + key + " = " + was[key], Why: "what it was, unless somebody has changed it since"})
+		}
+	}
 	for _, path := range made {
 		if _, err := os.Lstat(w.host.Path(path)); err == nil {
 			steps = append(steps, Step{Kind: "file", What: "remove " + path, Why: "made by plenum"})
 		}
 	}
-	if c.JSON {
-		_, err := c.Out.Write(marshalSteps(steps))
-		return err
-	}
-	for _, s := range steps {
-		c.say("  %-44s %s", s.What, s.Why)
-	}
-	return nil
+	return c.printSteps(steps)
 }
 
 // unmountBelow unmounts what Nomad's tasks left mounted, the deepest first.

@@ -73,7 +73,9 @@ func Run(ctx context.Context, o Options) error {
 	if w.is(join.RoleServer) {
 		g.Go(func() error { return l.joinService(ctx) })
 	}
-	return g.Wait()
+	err = g.Wait()
+	l.down()
+	return err
 }
 
 // A loop is the agent's process.
@@ -92,6 +94,8 @@ type loop struct {
 	clockNext time.Time     // the next look at others' clocks
 	clockErr  error         // of the last one
 	offset    time.Duration // this host's clock less the cluster's
+
+	generation generation
 }
 
 // keep observes, plans and applies.
@@ -165,7 +169,7 @@ func (l *loop) look(ctx context.Context) error {
 	a := w.answer
 	l.answer.Store(&a)
 	l.metrics.certificate.Set(a.CertificateTo.Sub(l.now()).Seconds())
-	return errors.Join(err, renewErr, l.clock(ctx))
+	return errors.Join(err, renewErr, l.clock(ctx), l.back(ctx))
 }
 
 // gossip keeps this host's gossip key the cluster's.

@@ -3,12 +3,14 @@ package agent
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/netip"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
@@ -35,10 +37,21 @@ type Command struct {
 	live bool // Out is a terminal that is drawn again and again
 }
 
-func (c *Command) say(format string, args ...any) { fmt.Fprintf(c.Out, format+"\n", args...) }
+// say writes a line for people; with -o json it is an object with a text.
+func (c *Command) say(format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	if c.JSON {
+		_ = c.json(map[string]string{"text": strings.TrimSpace(text)})
+		return
+	}
+	fmt.Fprintln(c.Out, text)
+}
 
 // work opens the host and takes the lock.
 func (c *Command) work() (*work, io.Closer, error) {
+	if !c.Plan && os.Geteuid() != 0 {
+		return nil, nil, errors.New("this changes the host: run it as root, with sudo")
+	}
 	w, err := newWork(c.Root)
 	if err != nil {
 		return nil, nil, err
@@ -55,27 +68,49 @@ func (c *Command) work() (*work, io.Closer, error) {
 	return w, lock, err
 }
 
-// printPlan prints what would be done.
-func (c *Command) printPlan(ctx context.Context, w *work, d Desired, before ...Step) error {
+// printPlan prints what is to be done, and what stands in the way of it. Before it is done a plan of nothing is not
+// worth a word.
+func (c *Command) printPlan(ctx context.Context, w *work, v view, before ...Step) error {
+	d := v.desired()
 	o, err := w.observe(ctx, d)
 	if err != nil {
 		return err
 	}
-	steps := append(slices.Clone(before), Plan(d, o)...)
-	if c.JSON {
+	steps := slices.Concat(before, v.packageSteps(w.host), Plan(d, o))
+	if slices.ContainsFunc(steps, func(s Step) bool { return s.service != nil && s.service.Name == "plenum-overlay" && s.act == "start" }) {
+		steps = append(steps, v.networkSteps()...)
+	}
+	if len(steps) == 0 && !c.Plan {
+		return nil
+	}
+	return c.printSteps(steps)
+}
+
+// headings of the kinds of steps, as people read them.
+var headings = map[string]string{"cluster": "a new cluster", "call": "asked of others"}
+
+// printSteps prints a plan: an array of JSON, or lines under headings.
+func (c *Command) printSteps(steps []Step) error {
+	switch {
+	case c.JSON && c.Plan:
 		_, err := c.Out.Write(marshalSteps(steps))
 		return err
-	}
-	if len(steps) == 0 {
+	case c.JSON:
+		return c.json(map[string][]Step{"plan": steps})
+	case len(steps) == 0:
 		c.say("nothing to do")
+	}
+	width := 0
+	for _, s := range steps {
+		width = max(width, len(s.What))
 	}
 	kind := ""
 	for _, s := range steps {
 		if s.Kind != kind {
 			kind = s.Kind
-			c.say("%ss", kind)
+			c.say("%s", cmp.Or(headings[kind], kind+"s"))
 		}
-		c.say("  %-44s %s", s.What, s.Why)
+		c.say("  %-*s  %s", width, s.What, s.Why)
 	}
 	return nil
 }

@@ -12,6 +12,7 @@ import (
 
 	"plenum/agent/host"
 	"plenum/agent/join"
+	"plenum/overlay/guard"
 )
 
 // A Desired is what a host should be. Everything in it is made or put right, in this order, and nothing else is
@@ -73,9 +74,10 @@ type serviceState struct {
 
 // A Step is one thing to do.
 type Step struct {
-	Kind string `json:"kind"` // folder, sysctl, program, file, service
+	Kind string `json:"kind"` // folder, sysctl, program, file, service; in plans also what commands and networks do
 	What string `json:"what"` // "start Consul"
 	Why  string `json:"why"`
+	Unit string `json:"unit,omitempty"` // of a service
 
 	folder  *Folder
 	sysctl  *Sysctl
@@ -83,6 +85,14 @@ type Step struct {
 	file    *File
 	service *Service
 	act     string // of a service: start, restart, reload
+}
+
+// sysctls are the kernel settings of every host.
+var sysctls = []Sysctl{
+	{"net.core.rmem_max", 16 << 20, "a burst of packets waits in the socket instead of being lost"},
+	{"net.core.wmem_max", 16 << 20, "a batch to everybody in a room fits the socket"},
+	{"fs.inotify.max_user_instances", 512, "one for each task"},
+	{"net.core.somaxconn", 4096, "a room that joins at once"},
 }
 
 // desired is what v's host should be.
@@ -103,18 +113,13 @@ func (v *view) desired() Desired {
 			{stateDir + "/nomad", 0o755, "Nomad's data"},
 			{stateDir + "/nomad/client", 0o700, "Nomad's own state"},
 		},
-		Sysctls: []Sysctl{
-			{"net.core.rmem_max", 16 << 20, "a burst of packets waits in the socket instead of being lost"},
-			{"net.core.wmem_max", 16 << 20, "a batch to everybody in a room fits the socket"},
-			{"fs.inotify.max_user_instances", 512, "one for each task"},
-			{"net.core.somaxconn", 4096, "a room that joins at once"},
-		},
+		Sysctls:  sysctls,
 		Programs: slices.DeleteFunc(slices.Clone(a.Binaries), func(b join.Binary) bool { return b.Name == "vault" && !v.is(join.RoleServer) }),
 		Files: []File{
 			{configFile, v.cfg.text(), 0o644, "what this host says of itself", true},
 			{seedFile, v.seed(), 0o600, "signed records of the hosts, to begin with", false},
 			{nebulaDir + "/ca.crt", []byte(a.NebulaCA), 0o644, "who may sign hosts of the control network", false},
-			{nebulaDir + "/host.crt", []byte(a.NebulaCert), 0o644, "this host's certificate, until " + a.CertificateTo.UTC().Format("2006-01-02 15:04 MST"), false},
+			{nebulaDir + "/host.crt", []byte(a.NebulaCert), 0o644, v.lasting(), false},
 			{overlayFile, v.overlay(), 0o600, "both networks of this host", false},
 		},
 	}
@@ -125,6 +130,7 @@ func (v *view) desired() Desired {
 	}
 	d.Files = append(d.Files, File{consulFile, v.consul(), 0o600, "Consul: " + v.part(), false},
 		File{nomadFile, v.nomad(), 0o600, "Nomad: " + v.part() + ", pool " + a.Nomad.Pool, false})
+	d.Files = append(d.Files, v.helpers()...)
 	if a.Consul.Token != "" {
 		d.Files = append(d.Files, File{tokenFile, []byte(a.Consul.Token + "\n"), 0o600, "this host's token towards Consul", false})
 	}
@@ -149,6 +155,28 @@ func (v *view) desired() Desired {
 		d.Services = append(d.Services, s)
 	}
 	return d
+}
+
+// lasting says what the host's certificate is, and until when where it is known.
+func (v *view) lasting() string {
+	if v.answer.CertificateTo.IsZero() {
+		return "this host's certificate"
+	}
+	return "this host's certificate, until " + v.answer.CertificateTo.UTC().Format("2006-01-02 15:04 MST")
+}
+
+// networkSteps are what the networks' process does when it starts, for the eyes of who reads a plan.
+func (v *view) networkSteps() []Step {
+	control, media := "the cluster's control prefix", "its media prefix"
+	if v.answer.Control.IsValid() {
+		control, media = v.answer.Control.Masked().String(), v.answer.Media.Masked().String()
+	}
+	return []Step{
+		{Kind: "interface", What: "make " + controlDevice, Why: control + ": Nebula on UDP 4242"},
+		{Kind: "interface", What: "make " + mediaDevice, Why: media + ": WireGuard on UDP 51820"},
+		{Kind: "firewall rule", What: "nftables: table inet " + guard.Table, Why: "drops packets of " + control + " and " + media + " on every other interface; it admits nothing"},
+		{Kind: "route", What: "unreachable " + control + " and " + media, Why: "while a network is down its packets go nowhere"},
+	}
 }
 
 // part says what the host is to Consul and Nomad.
@@ -180,7 +208,11 @@ func Plan(d Desired, o Observed) []Step {
 	}
 	for _, p := range d.Programs {
 		if !o.Programs[program(p)] {
-			steps = append(steps, Step{Kind: "program", What: fmt.Sprintf("install %s %s", p.Name, p.Version), Why: "SHA-256 " + hex.EncodeToString(p.SHA256), program: &p})
+			why := "as the join service tells its SHA-256" // the plan of a host that has not joined
+			if len(p.SHA256) > 0 {
+				why = "SHA-256 " + hex.EncodeToString(p.SHA256)
+			}
+			steps = append(steps, Step{Kind: "program", What: fmt.Sprintf("install %s %s", p.Name, p.Version), Why: why, program: &p})
 		}
 	}
 	wanted := map[string]string{}
@@ -201,7 +233,7 @@ func Plan(d Desired, o Observed) []Step {
 	}
 	for _, s := range d.Services {
 		state := o.Services[s.Name]
-		step := Step{Kind: "service", Why: s.Why, service: &s}
+		step := Step{Kind: "service", Why: s.Why, Unit: s.Name, service: &s}
 		switch restart, reload := files(s.Restart, wanted), files(s.Reload, wanted); {
 		case !state.Running:
 			step.act, step.What = "start", "start "+describe(s.Name)

@@ -288,7 +288,8 @@ func (v *view) units() []host.Unit {
 			After: []string{"plenum-overlay", "plenum-consul"}, NoFile: 1 << 20,
 			Options: []string{"KillMode=process", "KillSignal=SIGINT", "Delegate=yes", "TasksMax=infinity", "OOMScoreAdjust=-400"}},
 		host.Unit{Name: "plenum-agent", Description: "plenum: the agent of this host", Exec: run("agent"),
-			After: []string{"plenum-overlay"}, Options: []string{"KillMode=process", "UMask=0077", "ProtectHome=yes", "OOMScoreAdjust=-300"}})
+			// It is stopped before those when the machine goes down, and moves tasks away first.
+			After: []string{"plenum-overlay", "plenum-consul", "plenum-nomad"}, Options: []string{"KillMode=process", "UMask=0077", "ProtectHome=yes", "OOMScoreAdjust=-300", "TimeoutStopSec=120"}})
 	return all
 }
 

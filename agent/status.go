@@ -40,7 +40,7 @@ type HostReport struct {
 	Region      string    `json:"region"`
 	Roles       []string  `json:"roles"`
 	Release     string    `json:"release,omitempty"`
-	State       string    `json:"state"` // up, silent, never registered, revoked
+	State       string    `json:"state"` // up, silent, not registered, unknown, gone: it left or was revoked
 	Control     string    `json:"control"`
 	Media       string    `json:"media"`
 	Certificate time.Time `json:"certificate,omitzero"` // its end
@@ -50,16 +50,17 @@ type HostReport struct {
 
 func statusCommand(release string) *cobra.Command {
 	c := &Command{Release: release}
-	var watch bool
-	cmd := &cobra.Command{Use: "status", Short: "Show the hosts of the cluster and the networks between them", Args: cobra.NoArgs}
+	var watch, once bool
+	cmd := &cobra.Command{Use: "status", Short: "Show the hosts of the cluster and the networks between them", Args: cobra.NoArgs,
+		Long: `Show the hosts of the cluster, who reaches whom in both networks, and on server hosts the last events. On a
+terminal it is drawn again every two seconds, until it is interrupted; piped it is printed once.`}
 	c.common(cmd, false)
-	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "again every two seconds")
+	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "again every two seconds, where it is piped too")
+	cmd.Flags().BoolVar(&once, "once", false, "once, on a terminal too")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if watch {
-			c.live = terminal(c.Out) && !c.JSON
-		}
+		c.live = terminal(c.Out) && !c.JSON && !once
 		for {
-			if err := c.Status(cmd.Context()); err != nil || !watch {
+			if err := c.Status(cmd.Context()); err != nil || !watch && !c.live {
 				return err
 			}
 			select {
@@ -121,7 +122,7 @@ func (c *Command) paint(state string) string {
 	if !c.live || os.Getenv("NO_COLOR") != "" {
 		return state
 	}
-	colour := map[string]string{"up": "32", "silent": "31", "not registered": "31", "revoked": "33"}
+	colour := map[string]string{"up": "32", "silent": "31", "not registered": "31", "gone": "33"}
 	return "\x1b[" + cmp.Or(colour[state], "39") + "m" + state + "\x1b[0m"
 }
 
@@ -137,7 +138,11 @@ func (c *Command) print(r Report) error {
 		if !h.Certificate.IsZero() {
 			days = fmt.Sprintf("%.1f days", time.Until(h.Certificate).Hours()/24)
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d/%d\n", h.Host, h.Region, strings.Join(h.Roles, ","), c.paint(h.State), cmp.Or(h.Release, "-"), h.Control, h.Media, days, h.Reaches, h.Peers)
+		reaches := "-" // this host is told by others only
+		if slices.ContainsFunc(r.Matrix, func(row overlay.Status) bool { return row.Host == h.Host }) {
+			reaches = fmt.Sprintf("%d/%d", h.Reaches, h.Peers)
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", h.Host, h.Region, strings.Join(h.Roles, ","), c.paint(h.State), cmp.Or(h.Release, "-"), h.Control, h.Media, days, reaches)
 	}
 	if err := t.Flush(); err != nil {
 		return err
@@ -153,7 +158,7 @@ func (c *Command) print(r Report) error {
 		c.say("\nlast events")
 	}
 	for _, e := range r.Events {
-		words := []string{when(e.Time), "", e.What, e.Host, e.Admin, e.Reason, e.Text}
+		words := []string{when(e.Time), "", e.What, e.Host, e.Token, e.Admin, e.Reason, e.Text}
 		if e.Alarm {
 			words[1] = "ALARM"
 		}
@@ -227,7 +232,7 @@ func (w *work) report(ctx context.Context) Report {
 		h := HostReport{Host: rec.Host, Region: rec.Region, Roles: rec.Roles, Control: rec.Control.String(), Media: rec.Media.String(), State: "unknown"}
 		switch {
 		case rec.Revoked:
-			h.State = "revoked"
+			h.State = "gone"
 		case clientErr == nil && r.Stale == "":
 			w.lookUp(ctx, client, &h)
 		}

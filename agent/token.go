@@ -1,10 +1,12 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -93,7 +95,11 @@ func tokenCommand(release string) *cobra.Command {
 		})
 	revoke := server(release, &cobra.Command{Use: "revoke ID", Short: "Make a token useless; a host that has used it stays", Args: cobra.ExactArgs(1)},
 		func(ctx context.Context, c *Command, a join.Admin, who string, args []string) error {
-			return a.TokenRevoke(ctx, args[0], who)
+			if err := a.TokenRevoke(ctx, args[0], who); err != nil {
+				return err
+			}
+			c.say("token %s is revoked", args[0])
+			return nil
 		})
 	root.AddCommand(create, list, revoke)
 	return root
@@ -164,8 +170,12 @@ func adminCommand(release string) *cobra.Command {
 			return nil
 		})
 	remove := server(release, &cobra.Command{Use: "rm NAME", Short: "Take an admin's tokens away", Args: cobra.ExactArgs(1)},
-		func(ctx context.Context, _ *Command, a join.Admin, who string, args []string) error {
-			return a.AdminRemove(ctx, args[0], who)
+		func(ctx context.Context, c *Command, a join.Admin, who string, args []string) error {
+			if err := a.AdminRemove(ctx, args[0], who); err != nil {
+				return err
+			}
+			c.say("%s is no admin any more; old backups stay readable with their key", args[0])
+			return nil
 		})
 	root.AddCommand(list, add, remove)
 	return root
@@ -177,18 +187,69 @@ func caCommand(release string) *cobra.Command {
 	var shares []string
 	rotate := server(release, &cobra.Command{Use: "rotate trust|issue|retire|gossip", Short: "Take the rotation of all CAs one stage on", Args: cobra.ExactArgs(1),
 		Long: `Rotate the CAs in three stages, so that no two hosts ever lose each other: trust makes new ones and has
-every host believe both; issue signs by the new ones; retire forgets the old ones. Each waits until every
-host has renewed since the last. gossip changes Consul's gossip key at once.`},
+every host believe both; issue signs by the new ones; retire forgets the old ones. Hosts hear of each stage
+within half a minute and renew; the next one waits until all have. gossip changes Consul's gossip key at once.`},
 		func(ctx context.Context, c *Command, a join.Admin, who string, args []string) error {
-			if args[0] == "gossip" {
-				return a.RotateGossip(ctx, who)
+			stage := pki.Stage(args[0])
+			switch i := slices.Index(stages, stage); {
+			case stage == "gossip":
+				if err := a.RotateGossip(ctx, who); err != nil {
+					return err
+				}
+				c.say("the gossip key is another")
+				return nil
+			case i < 0:
+				return fmt.Errorf("%q is none of trust, issue, retire, gossip", stage)
+			case i > 0 && !force:
+				if err := c.renewed(ctx, a); err != nil {
+					return err
+				}
 			}
-			return a.RotateCA(ctx, pki.Stage(args[0]), who, force, shares...)
+			if err := a.RotateCA(ctx, stage, who, force, shares...); err != nil {
+				return err
+			}
+			c.say("%s", map[pki.Stage]string{pki.StageTrust: "new CAs are made, and hosts begin to believe both. Next: plenum ca rotate issue",
+				pki.StageIssue: "certificates come from the new CAs. Next: plenum ca rotate retire", pki.StageRetire: "the old CAs are forgotten"}[stage])
+			return nil
+		})
+	status := server(release, &cobra.Command{Use: "status", Short: "Show how far a rotation of the CAs is, and whom it waits for", Args: cobra.NoArgs},
+		func(ctx context.Context, c *Command, a join.Admin, _ string, _ []string) error {
+			s, err := a.Status(ctx)
+			if err != nil || c.JSON {
+				return orJSON(c, s, err)
+			}
+			if s.Sealed {
+				return errors.New("Vault is sealed: plenum unseal")
+			}
+			c.say("generation %d, stage %s; hosts that have not renewed since: %s", s.Generation, cmp.Or(s.Stage, "none"), cmp.Or(strings.Join(s.Late, ", "), "none"))
+			return nil
 		})
 	rotate.Flags().BoolVar(&force, "force", false, "go on though hosts have not renewed; they come back by their host keys")
 	rotate.Flags().StringArrayVar(&shares, "share", nil, "a share of Vault's key, where people hold it; three times")
-	root.AddCommand(rotate)
+	root.AddCommand(rotate, status)
 	return root
+}
+
+var stages = []pki.Stage{pki.StageTrust, pki.StageIssue, pki.StageRetire}
+
+// renewed waits until every host has renewed since the last stage of a rotation.
+func (c *Command) renewed(ctx context.Context, a join.Admin) error {
+	said := ""
+	for {
+		s, err := a.Status(ctx)
+		if err != nil || len(s.Late) == 0 {
+			return err
+		}
+		if late := strings.Join(s.Late, ", "); late != said {
+			c.say("waiting for %s to renew; who is off comes back by its host key: --force does not wait", late)
+			said = late
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(time.Second):
+		}
+	}
 }
 
 func unsealCommand(release string) *cobra.Command {
@@ -199,6 +260,9 @@ func unsealCommand(release string) *cobra.Command {
 		w, err := newWork(c.Root)
 		if err != nil {
 			return err
+		}
+		if !w.is(join.RoleServer) {
+			return errors.New("there is no Vault here: it runs on server hosts")
 		}
 		v, err := pki.New(w.pki())
 		if err != nil {

@@ -210,6 +210,9 @@ func (s *Service) adminHandler() http.Handler {
 			v, err := f(ctx, r, &e)
 			if err != nil {
 				refusal := s.refusal(err)
+				if e.Admin == "" {
+					e.Admin, _ = s.admin(ctx, "") // where there is one
+				}
 				if e.Reason, e.Text = refusal.Reason, strings.TrimSpace(e.Text+" "+refusal.Text); what != "" {
 					if err := s.audit.write(e); err != nil {
 						s.log.Error("refused without an audit line", "err", err)
