@@ -17,6 +17,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
+	"net/netip"
 	"net/url"
 	"os"
 	"os/exec"
@@ -221,6 +222,7 @@ func newEdge(t *testing.T, region string, shards ...string) *testEdge {
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.SetURL(&url.URL{Scheme: "http", Host: "shard"})
 			r.SetXForwarded()
+			r.Out.Header.Set("X-Forwarded-For", somewhere(r.In.RemoteAddr))
 			r.Out.Header.Set("X-Proxy-Region", region)
 		},
 		Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
@@ -248,6 +250,12 @@ func newEdge(t *testing.T, region string, shards ...string) *testEdge {
 	e.Server = httptest.NewServer(p)
 	t.Cleanup(func() { e.CloseClientConnections(); transport.CloseIdleConnections() })
 	return e
+}
+
+// somewhere makes an address of a port, so that everybody has one: shards bound what comes from one address.
+func somewhere(from string) string {
+	at, _ := netip.ParseAddrPort(from)
+	return fmt.Sprintf("198.18.%d.%d", at.Port()>>8, at.Port()&255)
 }
 
 func (e *testEdge) list() []string {

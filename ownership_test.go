@@ -139,9 +139,9 @@ func (r *resident) since() time.Time {
 // TestOneOwner has people in rooms and others coming and going by edges that disagree, while shards freeze for longer than
 // their leases, lose sight of Consul and Consul loses its leaders: no room is ever open twice.
 func TestOneOwner(t *testing.T) {
-	n, rounds := 6, 1
+	n, rounds, frozen := 6, 1, 15*time.Second
 	if fullLength() {
-		n, rounds = envInt("PLENUM_CHAOS_ROOMS", 200), envInt("PLENUM_CHAOS_ROUNDS", 50)
+		n, rounds, frozen = envInt("PLENUM_CHAOS_ROOMS", 200), envInt("PLENUM_CHAOS_ROUNDS", 50), 30*time.Second
 	}
 	q := newQuorum(t)
 	w := newTown(t, "")
@@ -245,7 +245,7 @@ func TestOneOwner(t *testing.T) {
 			pause(ctx, d)
 		}
 		step("all is well", 2*time.Second, func() {})
-		step("a freezes", 15*time.Second, func() { a.signal(syscall.SIGSTOP) })
+		step("a freezes", frozen, func() { a.signal(syscall.SIGSTOP) })
 		step("a goes on", 2*time.Second, func() { a.signal(syscall.SIGCONT) })
 		leader := q.leader()
 		step("the leader freezes", 4*time.Second, func() { q.process[max(leader, 0)].Process.Signal(syscall.SIGSTOP) })

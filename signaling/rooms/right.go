@@ -122,9 +122,12 @@ func (r right) gone(now boottime) right {
 // judged: the servers were asked at sent, because the session could not be renewed.
 func (r right) judged(sent, now boottime, v verdict) right {
 	r = r.lapse(now)
-	if v != leaderless {
+	switch {
+	case v == cutOff: // whoever leads may give our rooms away
+		r.since, r.alone = 0, false
+	case v != leaderless:
 		r.since = 0
-	} else if r.since == 0 {
+	case r.since == 0:
 		r.since = sent
 	}
 	if v != cutOff && now < max(r.lease, r.keep) { // what has lapsed is not kept
