@@ -244,6 +244,7 @@ job "shard" {
         data        = <<-EOT
           {{ if nomadVarExists "nomad/jobs/turn-${var.region}" }}{{ with nomadVar "nomad/jobs/turn-${var.region}" }}{{ $secret := .secret }}
           {{ range service "region-${var.region}.plenum-turn|any" }}{{ or .ServiceMeta.public_ip .Address }} {{ .Port }} {{ $secret }}
+          {{ with .ServiceMeta.tls }}{{ . }} 443 {{ $secret }} tls{{ end }}
           {{ end }}{{ end }}{{ end }}
         EOT
       }
