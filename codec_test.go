@@ -46,13 +46,11 @@ func TestCodecs(t *testing.T) {
 	for _, codec := range []string{"vp8", "vp9", "av1", "h264"} {
 		t.Run(codec, func(t *testing.T) {
 			dev := startDev(t, prefers(codec))
-			t.Cleanup(func() { traced(t, dev.Metrics+"/debug/rooms/codec") })
 			room := dev.HTTP + "/codec"
 			ann := b.open(t, "ann", room, css(red))
-			defer ann.stop()
 			ann.until("plenum.id", joinLimit)
 			bob := b.open(t, "bob", room, css(blue))
-			defer bob.stop()
+			t.Cleanup(func() { traced(t, dev.Metrics+"/debug/rooms/codec") }) // while both are there
 			bob.until("plenum.id", joinLimit)
 			ann.sees(bob, blue, mediaLimit)
 			bob.sees(ann, red, mediaLimit)

@@ -63,8 +63,8 @@ type Config struct {
 	Version string
 	// Cores is how many goroutines carry media; 0 is one for each CPU.
 	Cores int
-	// Uplink is what this bridge may send, in bit/s as the network counts them; 0 is no limit. Nothing enforces it: a bridge
-	// near its limit tells focuses that it is full.
+	// Uplink is what this bridge may send, in bit/s as the network counts them; 0 is no limit. Near it the bridge tells
+	// focuses that it is full, and sends less video.
 	Uplink uint64
 	// NoSCTP turns data channels off; the bridge channel is a WebSocket then.
 	NoSCTP bool
@@ -358,6 +358,7 @@ func (b *Bridge) tick(ctx context.Context) {
 	defer second.Stop()
 	b.metrics.publish(b.cfg.Now())
 	swept := b.cfg.Now()
+	var uplink uplink
 	for {
 		select {
 		case <-ctx.Done():
@@ -377,6 +378,7 @@ func (b *Bridge) tick(ctx context.Context) {
 			l.mu.RUnlock()
 		}
 		b.state.count(endpoints)
+		b.limit(&uplink, conferences, endpoints)
 		if now.Sub(swept) >= b.cfg.SweepInterval {
 			swept = now
 			b.control.sweep(now)

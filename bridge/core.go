@@ -280,7 +280,8 @@ func (m *media) identity(now time.Time) (*transport.Identity, error) {
 
 // coreCounters are one core's, as of its last publication.
 type coreCounters struct {
-	Received      uint64 // datagrams
+	At            time.Time // of the publication
+	Received      uint64    // datagrams
 	ReceivedBytes uint64
 	Batches       uint64
 	Unrouted      uint64 // from unknown addresses, neither DTLS nor media of anybody
@@ -517,7 +518,7 @@ func (c *core) end() {
 func (c *core) publish() {
 	c.nextStats = c.now.Add(publishEvery)
 	s := c.coreCounters
-	s.Out, s.Peers, s.Rooms = c.sender.Counters, len(c.peers), len(c.rooms)
+	s.At, s.Out, s.Peers, s.Rooms = c.now, c.sender.Counters, len(c.peers), len(c.rooms)
 	c.published.Store(&s)
 }
 

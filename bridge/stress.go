@@ -55,9 +55,11 @@ func (l *load) measure(now time.Time, media mediaStats, uplink uint64) (stress, 
 		c := &media.Cores[i]
 		busy = append(busy, c.Busy)
 		sent += c.Out.Bytes + datagramOverhead*c.Out.Datagrams
+		var before time.Duration
 		if i < len(l.busy) {
-			s.Core = max(s.Core, (c.Busy-l.busy[i]).Seconds()/dt.Seconds()/fullCore)
+			before = l.busy[i]
 		}
+		s.Core = max(s.Core, (c.Busy-before).Seconds()/dt.Seconds()/fullCore)
 	}
 	if media.SocketDrops > l.dropped { // it was too late already
 		s.Core = max(s.Core, 1)

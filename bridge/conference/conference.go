@@ -88,6 +88,7 @@ type Conference struct {
 	fed []*Endpoint // that are due transport-wide feedback
 
 	spare    pace.Spare
+	ceiling  int64       // bits per second for each receiver; 0 none
 	paced    []*Endpoint // that have something to be sent in a few milliseconds
 	rebudget []*Endpoint // whose way carries more or less than when their layers were chosen
 

@@ -214,8 +214,26 @@ func (e *Endpoint) videoFormat() (pt uint8, ok bool) {
 	return 0, false
 }
 
+// SetCeiling bounds what each receiver gets, in bits per second, whatever its path carries; sound is not held back. 0 is no
+// bound.
+func (c *Conference) SetCeiling(bps int64, now time.Time) {
+	c.ceiling = bps
+	for _, e := range c.order {
+		e.rebudget(now)
+	}
+}
+
 // budget is what video may take now.
 func (e *Endpoint) budget(now time.Time) int64 {
+	b := e.share(now)
+	if top := e.c.ceiling; top > 0 {
+		b = min(b, max(top-e.down.beside.BPS(now), 0))
+	}
+	return b
+}
+
+// share is what of the path video may take.
+func (e *Endpoint) share(now time.Time) int64 {
 	est := e.down.est
 	switch {
 	case est == nil:

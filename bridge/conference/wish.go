@@ -138,7 +138,11 @@ func (e *Endpoint) allocate(all []allocate.Source, now time.Time) {
 		d.ideal += r.Ideal
 	}
 	if d.est != nil {
-		d.est.Want(d.ideal + d.ideal/8 + d.beside.BPS(now))
+		want := d.ideal + d.ideal/8 + d.beside.BPS(now)
+		if c.ceiling > 0 {
+			want = min(want, c.ceiling) // nothing is probed for what may not be sent
+		}
+		d.est.Want(want)
 	}
 	c.round++
 	for _, r := range results {
