@@ -64,6 +64,9 @@ func TestOutage(t *testing.T) {
 		t.Errorf("people are not told that it is old:\n%s", out)
 	}
 	time.Sleep(time.Until(gone.Add(length)))
+	if r := b.report(); r.Stale == "" || r.Seen.After(gone.Add(5*time.Second)) {
+		t.Errorf("%s after the servers went b says that the catalog told it at %s: %q", length, r.Seen, r.Stale)
+	}
 	srv.reboot()
 	t.Logf("the catalog answers %s after the servers are back", c.eventually(2*time.Minute, func() error {
 		r := b.report()
