@@ -92,7 +92,8 @@ type Edge struct {
 
 // A sighting is what an edge knows of a shard beside the catalogue.
 type sighting struct {
-	since    time.Time // when it came into service, or came back; zero: not yet
+	since    time.Time // when it came into service here, or came back; zero: not yet
+	started  time.Time // when its process did, as it says itself; zero: it has not
 	lastIll  time.Time // when it was last found so after that; zero: never
 	down     bool      // by HAProxy's checks
 	load     int
@@ -256,8 +257,8 @@ func (e *Edge) look(ctx context.Context, shards []Shard) {
 			continue
 		}
 		all.Go(func() {
-			if load, draining, err := e.ask(ctx, s.Load); err == nil {
-				known.load, known.draining = load, draining
+			if now, err := e.ask(ctx, s.Load); err == nil {
+				known.load, known.draining, known.started = now.load, now.draining, now.started
 			}
 		})
 	}
@@ -270,15 +271,15 @@ func (e *Edge) look(ctx context.Context, shards []Shard) {
 	}
 }
 
-// ask reads from a shard's metrics how many participants it has, and whether it gives its rooms away.
-func (e *Edge) ask(ctx context.Context, addr string) (participants int, draining bool, err error) {
+// ask reads from a shard's metrics how many participants it has, whether it gives its rooms away, and since when it runs.
+func (e *Edge) ask(ctx context.Context, addr string) (says sighting, err error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+"/metrics", nil)
 	if err != nil {
-		return 0, false, err
+		return says, err
 	}
 	res, err := e.client.Do(req)
 	if err != nil {
-		return 0, false, err
+		return says, err
 	}
 	defer res.Body.Close()
 	lines := bufio.NewScanner(io.LimitReader(res.Body, 4<<20))
@@ -287,16 +288,19 @@ func (e *Edge) ask(ctx context.Context, addr string) (participants int, draining
 		switch name {
 		case "jitsi_jicofo_participants_current":
 			n, _ := strconv.ParseFloat(value, 64)
-			participants = int(n)
+			says.load = int(n)
 		case "plenum_drain_stage":
-			draining = value != "0"
+			says.draining = value != "0"
+		case "process_start_time_seconds":
+			n, _ := strconv.ParseFloat(value, 64)
+			says.started = time.UnixMilli(int64(1000 * n))
 		}
 	}
-	return participants, draining, lines.Err()
+	return says, lines.Err()
 }
 
 // weigh says which share of new rooms each shard gets, and which are to be left out. One that comes up serves as soon as it
-// is well; one that was ill in between is held back for a while, and then begins anew.
+// is well, and grows with its age, whoever looks; one that was ill in between is held back for a while, and then begins anew.
 func (e *Edge) weigh(shards []Shard, now time.Time) []weighted {
 	all := make([]weighted, 0, len(shards))
 	for _, s := range shards {
@@ -314,7 +318,11 @@ func (e *Edge) weigh(shards []Shard, now time.Time) []weighted {
 		case known.since.Before(back):
 			known.since = back
 		}
-		w := weighted{Shard: s, grown: grown(now.Sub(known.since), e.cfg.Ramp)}
+		from := known.since
+		if known.lastIll.IsZero() && !known.started.IsZero() {
+			from = known.started
+		}
+		w := weighted{Shard: s, grown: grown(now.Sub(from), e.cfg.Ramp)}
 		if len(shards) == 1 {
 			w.grown = 1 // nobody else could take its rooms
 		}

@@ -195,6 +195,14 @@ func TestReturn(t *testing.T) {
 	if w := e.weigh(shards, now); w[3].Ill {
 		t.Error("one that comes up is held back")
 	}
+	// An edge that comes back with its region goes by what shards say of their age.
+	for _, s := range shards {
+		e.seen[s.Name].started = now.Add(-time.Hour)
+	}
+	e.seen["c"].started = now
+	if got := share("ham", "c"); got > 5 {
+		t.Errorf("c was started just now and gets %d %% of ham's rooms", got)
+	}
 	for _, c := range []struct{ region, shard string }{{"muc", "b"}, {"ham", "c"}} {
 		now = now.Add(time.Hour)
 		full := share(c.region, c.shard)
