@@ -175,7 +175,7 @@ func benchmarkRooms(b *testing.B, s costScenario) {
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 	defer w.Flush()
 	fmt.Fprintf(w, "\nrooms of %d, %s\tkpps\tMbit/s\tns/pkt\tbridge cores\tload cores\tlost %%\tvideo p50/p99 ms\taudio p50/p99 ms\tstress\tRSS MB\tload avg\t\n", s.participants(), s.name)
-	good := 0
+	good, before := 0, 0.0
 	for rooms := 1; rooms <= *costRooms; rooms++ {
 		if err := joinThin(ctx, e, p.bridge, fmt.Sprint("room-", rooms), s); err != nil {
 			fmt.Fprintf(w, "%d\tjoining: %v\n", rooms*s.participants(), err)
@@ -186,11 +186,19 @@ func benchmarkRooms(b *testing.B, s costScenario) {
 		if err != nil {
 			b.Fatal(err)
 		}
+		text, stress := p.stress()
 		lost := 100 * float64(c.count.Lost) / float64(c.count.Packets+c.count.Lost)
 		fmt.Fprintf(w, "%d\t%.1f\t%.0f\t%.0f\t%.2f\t%.2f\t%.3f\t%s\t%s\t%s\t%d\t%s\t%s\n", rooms*s.participants(), c.kpps(),
 			float64(c.count.Bytes)*8/1e6/c.window.Seconds(), c.ns(), c.cpu.Seconds()/c.window.Seconds(), c.own.Seconds()/c.window.Seconds(),
-			lost, delays(c.count.Video), delays(c.count.Audio), p.stress(), c.rss>>20, c.load, c.void(s, c))
+			lost, delays(c.count.Video), delays(c.count.Audio), text, c.rss>>20, c.load, c.void(s, c))
+		if stress < before-0.05 {
+			b.Errorf("stress went from %.2f down to %.2f with more to do", before, stress)
+		}
+		before = stress
 		if lost >= 0.1 || max(c.count.Video.P99, c.count.Audio.P99) > 20*time.Millisecond {
+			if stress < 0.8 {
+				b.Errorf("it is too much at a stress of %.2f", stress)
+			}
 			break
 		}
 		good = rooms * s.participants()

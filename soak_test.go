@@ -351,7 +351,8 @@ func benchmarkScale(b *testing.B, s costScenario, rooms int, rate float64) {
 	if err != nil {
 		b.Error(err)
 	}
-	row(name, rooms*s.participants(), c, p.stress())
+	text, _ := p.stress()
+	row(name, rooms*s.participants(), c, text)
 	stop()
 	running.Wait() // closes all, which have not left: the bridge finds out
 	fmt.Fprintf(w, "joined in %.1f s; %d came and went; before: %v\n", took.Seconds(), joined, before)
@@ -372,17 +373,20 @@ func worst(d thin.Delay) string {
 	return fmt.Sprintf("%s/%.1f", delays(d), float64(d.Max)/1e6)
 }
 
-// stress is what the bridge says of itself.
-func (p *process) stress() (text string) {
+// stress is what the bridge says of itself, and of that what it goes by.
+func (p *process) stress() (text string, level float64) {
 	var parts []string
 	_ = p.each("/metrics", func(line string) {
 		for _, name := range []string{"jitsi_jvb_stress", "plenum_bridge_stress_machine", "plenum_bridge_stress_core"} {
 			if strings.HasPrefix(line, name) {
 				if v, err := strconv.ParseFloat(line[strings.LastIndexByte(line, ' ')+1:], 64); err == nil {
 					parts = append(parts, fmt.Sprintf("%s %.2f", name[strings.LastIndexByte(name, '_')+1:], v))
+					if len(parts) == 1 {
+						level = v
+					}
 				}
 			}
 		}
 	})
-	return strings.Join(parts, ", ")
+	return strings.Join(parts, ", "), level
 }

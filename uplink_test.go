@@ -4,7 +4,11 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/http"
+	"os"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -45,6 +49,47 @@ func TestUplink(t *testing.T) {
 	t.Logf("%.2f Mbit/s", rate)
 	if rate > 1.05*uplink || rate < 0.3*uplink {
 		t.Errorf("%.2f Mbit/s of media over an uplink of %v", rate, uplink)
+	}
+}
+
+// TestStressRises gives a bridge four times as much to do, and again: its stress by packets rises with that.
+func TestStressRises(t *testing.T) {
+	if os.Getenv("PLENUM_CHAOS") == "" {
+		t.Skip("set PLENUM_CHAOS=1: it takes half a minute")
+	}
+	p, err := launch(t.Context(), buildServers(t).plenum, -1)
+	if p != nil {
+		t.Cleanup(p.stop)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := engine(t, thin.Config{CPU: -1})
+	core := func() (v float64) {
+		_ = p.each("/metrics", func(line string) {
+			if strings.HasPrefix(line, "plenum_bridge_stress_core") {
+				v, _ = strconv.ParseFloat(line[strings.LastIndexByte(line, ' ')+1:], 64)
+			}
+		})
+		return v
+	}
+	before := 0.0
+	for i, listeners := range []int{10, 40, 160} {
+		s := costScenario{listeners: listeners, publish: []thin.Publish{{Audio: true, Video: 1_000_000, Seed: uint64(i)}}}
+		if err := joinThin(t.Context(), e, p.bridge, fmt.Sprint("stress-", i), s); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(11 * time.Second) // it is measured every five
+		u, err := p.usage()
+		if err != nil {
+			t.Fatal(err)
+		}
+		now := core()
+		t.Logf("%d more: %.3f; %v of processor so far", listeners, now, u.cpu)
+		if now < 1.1*before || now == 0 {
+			t.Errorf("stress went from %.3f to %.3f", before, now)
+		}
+		before = now
 	}
 }
 
