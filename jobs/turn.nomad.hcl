@@ -1,5 +1,6 @@
 # TURN for a region: coturn, for people whose network lets nothing through but TCP, or no UDP to port 10000. It stands on a
-# host of the overlays, so it relays to none of them: no overlay, no private, loopback or link-local peer, and no TCP.
+# host of the overlays, so it relays to none of them: no overlay, no private, loopback or link-local peer, and no TCP. The host's
+# guard drops what its user would open there all the same.
 # Users are made from a secret of the region; whoever has one may relay until it ends, a day at most.
 #
 #   nomad var put nomad/jobs/turn-muc secret=$(openssl rand -hex 32)
@@ -87,8 +88,8 @@ variable "driver" {
 
 variable "user" {
   type        = string
-  description = "whom the task runs as"
-  default     = "nobody"
+  description = "whom the task runs as: the user of coturn's package, whom the host's own rules keep out of the overlays"
+  default     = "turnserver"
 }
 
 variable "cpu" {
@@ -199,9 +200,7 @@ job "turn" {
       template {
         destination = "${NOMAD_SECRETS_DIR}/turnserver.conf"
         change_mode = "restart" # relays end; clients come back by themselves
-        perms       = "0400"
-        uid         = 65534
-        gid         = 65534
+        perms       = "0444"    # of a user whose number is each host's own; only this task sees the folder
         data = join("\n", concat([
           "use-auth-secret",
           "{{ with nomadVar \"nomad/jobs/turn-${var.region}\" }}static-auth-secret={{ .secret }}{{ end }}",

@@ -61,7 +61,7 @@ func TestOperatorsJobs(t *testing.T) {
 		}
 		for _, g := range job.TaskGroups {
 			for _, task := range g.Tasks {
-				if task.Driver != "exec" || task.User != "nobody" {
+				if want := map[bool]string{true: "turnserver", false: "nobody"}[task.Name == "turn"]; task.Driver != "exec" || task.User != want {
 					t.Errorf("%s: %s is run by %s as %q", file, task.Name, task.Driver, task.User)
 				}
 			}

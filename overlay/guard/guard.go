@@ -1,6 +1,7 @@
 // Package guard keeps packets for the overlays inside them, by the kernel and therefore also while no process
 // of ours runs: a route that makes each prefix unreachable when its device is gone, and a table of nftables
-// that drops the prefixes on every other interface. It can refuse, never admit: a drop in somebody else's
+// that drops the prefixes on every other interface, and what a TURN server's user would open there or on the
+// host itself. It can refuse, never admit: a drop in somebody else's
 // table stays a drop. It owns routes and rules only; binding a socket to a device is each room's own.
 //
 // Everything it makes carries its mark (the table's name, a comment on each rule, the routes' protocol), so

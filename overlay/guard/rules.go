@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os/user"
 	"slices"
+	"strconv"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -33,6 +35,12 @@ var chains = []struct {
 
 func rulesOf(planes []Plane) []rule {
 	var all []rule
+	for _, uid := range relays() {
+		for _, p := range planes {
+			all = append(all, rule{"leaving", fmt.Sprintf("plenum: user %d opens nothing in %s", uid, p.Prefix), slices.Concat(owner(uid), opens(), within(p.Prefix, true), drop())})
+		}
+		all = append(all, rule{"leaving", fmt.Sprintf("plenum: user %d opens nothing on this host", uid), slices.Concat(owner(uid), opens(), name(expr.MetaKeyOIFNAME, expr.CmpOpEq, "lo"), drop())})
+	}
 	for _, p := range planes {
 		outside := func(key expr.MetaKey) []expr.Any {
 			return slices.Concat(name(key, expr.CmpOpNeq, p.Device), name(key, expr.CmpOpNeq, "lo"))
@@ -47,6 +55,20 @@ func rulesOf(planes []Plane) []rule {
 		}
 	}
 	return all
+}
+
+// relays are the users that relay for strangers and thus may open nothing in here, whatever they are told: they answer
+// who comes. coturn's package makes its user.
+func relays() []uint32 {
+	u, err := user.Lookup("turnserver")
+	if err != nil {
+		return nil
+	}
+	uid, err := strconv.ParseUint(u.Uid, 10, 32)
+	if err != nil {
+		return nil
+	}
+	return []uint32{uint32(uid)}
 }
 
 // filter lets in answers, ICMP and what the plane accepts.
@@ -178,6 +200,16 @@ func name(key expr.MetaKey, op expr.CmpOp, device string) []expr.Any {
 	padded := make([]byte, unix.IFNAMSIZ)
 	copy(padded, device)
 	return []expr.Any{&expr.Meta{Key: key, Register: 1}, &expr.Cmp{Op: op, Register: 1, Data: padded}}
+}
+
+// owner: meta skuid 105
+func owner(uid uint32) []expr.Any {
+	return []expr.Any{&expr.Meta{Key: expr.MetaKeySKUID, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(uid)}}
+}
+
+// opens: ct direction original
+func opens() []expr.Any {
+	return []expr.Any{&expr.Ct{Key: expr.CtKeyDIRECTION, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{0}}}
 }
 
 // within: ip daddr 10.0.0.0/8, or ip6 saddr …
