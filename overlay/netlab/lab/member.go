@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -169,6 +170,9 @@ func (m *member) boot() error {
 	return nil
 }
 
+// milestone is a line of plenum init or join that is worth a look by who is in no hurry to read all.
+var milestone = regexp.MustCompile(`^ +[0-9.]+s  (start|set up|bootstrap|enrolled)`)
+
 // lines keeps what a command says on a host, and prints it line by line if all of it is wanted.
 type lines struct {
 	m    *member
@@ -183,7 +187,7 @@ func (l *lines) Write(b []byte) (int, error) {
 		if !ok {
 			return len(b), nil
 		}
-		if l.m.c.detail {
+		if l.m.c.detail || milestone.Match(line) {
 			l.m.c.write("          %-6s %s\n", l.m.name, line)
 		}
 		l.all = append(l.all, string(line))

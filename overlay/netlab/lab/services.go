@@ -103,9 +103,9 @@ func jobFiles() string {
 	return filepath.Join(filepath.Dir(file), "..", "..", "..", "jobs")
 }
 
-// runJob submits a job file as an operator without plenum's commands does: nomad job run -var … FILE.
+// runJob submits a job file as an operator without plenum's commands does: nomad job run -var … FILE. It does not wait.
 func (c *cluster) runJob(file string, vars ...string) error {
-	args := []string{"job", "run"}
+	args := []string{"job", "run", "-detach"}
 	for _, v := range vars {
 		args = append(args, "-var", v)
 	}
@@ -154,6 +154,27 @@ func (c *cluster) addTURN(region string) error {
 		return err
 	}
 	return c.runJob("turn.nomad.hcl", "region="+region, nodes, "realm="+domain, `overlays=["10.86.0.0/16", "10.87.0.0/16"]`)
+}
+
+// relays waits until every TURN server is well.
+func (c *cluster) relays() error {
+	return c.eventually(2*time.Minute, func() error {
+		all, err := c.catalogue("plenum-turn")
+		if err == nil && len(all) < len(c.with("edge")) {
+			err = fmt.Errorf("there are %d of %d", len(all), len(c.with("edge")))
+		}
+		for _, e := range all {
+			for _, check := range e.Checks {
+				if check.Status != "passing" {
+					err = errors.Join(err, fmt.Errorf("%s is %s: %s", e.Node.Node, check.Status, check.Output))
+				}
+			}
+		}
+		if err != nil {
+			return fmt.Errorf("TURN: %w", err)
+		}
+		return nil
+	})
 }
 
 // addPrometheus puts Prometheus on a host that may read everybody's metrics, and runs its job there.

