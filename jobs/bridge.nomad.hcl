@@ -1,7 +1,7 @@
 # The media bridge of one host. A job for each, so that a chosen one can be parked; it serves every shard of the cluster. Its
 # account is in the Nomad Variable nomad/jobs/bridge-HOST, which plenum join makes.
 #
-#   nomad job run -var host=h2 -var node=ID -var region=muc bridge.nomad.hcl
+#   nomad job run -var host=h2 -var node=ID -var region=muc -var domain=meet.example bridge.nomad.hcl
 
 variable "host" {
   type        = string

@@ -2,7 +2,7 @@
 # is away. The edges of a cluster share certificates under the Nomad Variable plenum/edges (secret), for which the job
 # needs a policy; plenum edge add makes both.
 #
-#   nomad job run -var region=muc -var 'nodes=["ID"]' -var 'names=["meet.example"]' edge.nomad.hcl
+#   nomad job run -var region=muc -var domain=meet.example -var 'nodes=["ID"]' -var 'names=["meet.example"]' edge.nomad.hcl
 
 variable "region" {
   type        = string
@@ -22,6 +22,7 @@ variable "domain" {
 variable "control" {
   type        = string
   description = "prefix of the control overlay: an edge before this one comes from there"
+  default     = "10.86.0.0/16"
 }
 
 variable "names" {

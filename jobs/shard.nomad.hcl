@@ -2,7 +2,7 @@
 # release is a new shard, and then a drain of the old one. It reads the Nomad Variables plenum/shards (room_key, resume_key),
 # plenum/accounts, and nomad/jobs/turn-REGION if there is one, for which its job needs a policy; plenum shard add makes both.
 #
-#   nomad job run -var shard=muc-1 -var region=muc -var 'nodes=["ID"]' shard.nomad.hcl
+#   nomad job run -var shard=muc-1 -var region=muc -var domain=meet.example -var 'nodes=["ID"]' shard.nomad.hcl
 
 variable "shard" {
   type        = string
@@ -33,6 +33,7 @@ variable "domain" {
 variable "control" {
   type        = string
   description = "prefix of the control overlay: who comes from there is an edge or a shard, and believed"
+  default     = "10.86.0.0/16"
 }
 
 variable "plenum" {

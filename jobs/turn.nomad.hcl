@@ -4,7 +4,7 @@
 # Users are made from a secret of the region; whoever has one may relay until it ends, a day at most.
 #
 #   nomad var put nomad/jobs/turn-muc secret=$(openssl rand -hex 32)
-#   nomad job run -var region=muc -var 'nodes=["ID"]' -var realm=meet.example -var 'overlays=["10.77.0.0/16"]' turn.nomad.hcl
+#   nomad job run -var region=muc -var 'nodes=["ID"]' -var realm=meet.example turn.nomad.hcl
 
 variable "region" {
   type        = string
@@ -24,6 +24,7 @@ variable "realm" {
 variable "overlays" {
   type        = list(string)
   description = "prefixes of the control and the media overlay, to which nothing is relayed"
+  default     = ["10.86.0.0/16", "10.87.0.0/16"]
 }
 
 variable "denied" {

@@ -153,7 +153,7 @@ func (c *cluster) addTURN(region string) error {
 	if _, err := c.first().output("nomad", "var", "put", "-out", "none", "nomad/jobs/turn-"+region, "secret="+rand.Text()); err != nil {
 		return err
 	}
-	return c.runJob("turn.nomad.hcl", "region="+region, nodes, "realm="+domain, `overlays=["10.86.0.0/16", "10.87.0.0/16"]`)
+	return c.runJob("turn.nomad.hcl", "region="+region, nodes, "realm="+domain)
 }
 
 // relays waits until every TURN server is well.
