@@ -639,6 +639,7 @@ func (c *core) readSocket(s *udp.Socket, at int) {
 		if c.settle() && c.m.cfg.OnDelay != nil {
 			c.m.cfg.OnDelay(time.Since(c.looked))
 		}
+		c.batch.Release()
 		if n < packet.BatchSize {
 			return
 		}
@@ -993,7 +994,9 @@ func (r *ring) peek(i int) *slot { return &r.slots[(r.tail.Load()+uint64(i))%rin
 func (r *ring) advance(n int) {
 	tail := r.tail.Load()
 	for i := range uint64(n) {
-		r.slots[(tail+i)%ringSlots].peer = nil
+		s := &r.slots[(tail+i)%ringSlots]
+		s.peer = nil
+		packet.Scribble(s.buf.Space())
 	}
 	r.tail.Store(tail + uint64(n))
 }

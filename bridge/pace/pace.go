@@ -3,7 +3,11 @@
 // and asks for what is due.
 package pace
 
-import "time"
+import (
+	"time"
+
+	"plenum/bridge/packet"
+)
 
 const (
 	burstSpan = 15 * time.Millisecond
@@ -28,6 +32,7 @@ func (s *Spare) take() []byte {
 	last := len(*s) - 1
 	b := (*s)[last]
 	*s = (*s)[:last]
+	packet.Scribble(b[:cap(b)]) // Items that were in it end with this
 	return b
 }
 

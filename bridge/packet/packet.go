@@ -43,6 +43,13 @@ type Batch struct {
 	N       int
 }
 
+// Release says that the datagrams have been handled: what they were is gone.
+func (b *Batch) Release() {
+	for i := range b.N {
+		Scribble(b.Bufs[i].array[:])
+	}
+}
+
 // An Outbox collects sealed datagrams until they are flushed to the sockets, in order. Neighbours of the
 // same size for the same path become one GSO send. One goroutine owns it.
 type Outbox struct {
@@ -87,6 +94,9 @@ func (o *Outbox) Len() int { return len(o.Datagrams) }
 
 // Reset forgets all datagrams and keeps the memory for the next round.
 func (o *Outbox) Reset() {
+	for _, d := range o.Datagrams {
+		Scribble(d.Data)
+	}
 	o.Datagrams = o.Datagrams[:0]
 	for _, a := range o.full {
 		if len(o.spare) < 8 {
