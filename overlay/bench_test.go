@@ -23,6 +23,7 @@ import (
 // BenchmarkOverlay measures each backend on each plane against the bare cable below them, in one run: TCP, packets of
 // media at 1 % of loss, what a packet costs the two processes at its ends together, and the delay that is added.
 func BenchmarkOverlay(b *testing.B) {
+	var bare [2]time.Duration // the round trip of the cable, p50 and p99
 	for _, backends := range []map[overlay.Plane]string{
 		{overlay.Control: "nebula", overlay.Media: "wireguard"},
 		{overlay.Control: "wireguard", overlay.Media: "nebula"},
@@ -33,7 +34,7 @@ func BenchmarkOverlay(b *testing.B) {
 		c.start()
 		c.up(30 * time.Second)
 		if backends[overlay.Control] == "nebula" {
-			b.Run("veth", func(b *testing.B) { measure(b, a, z, a.link.Addr(a.Host), z.link.Addr(z.Host), 1300) })
+			b.Run("veth", func(b *testing.B) { bare = measure(b, a, z, a.link.Addr(a.Host), z.link.Addr(z.Host), 1300, bare) })
 		}
 		for _, p := range overlay.Planes {
 			from, to := a.record.Control, z.record.Control
@@ -41,12 +42,13 @@ func BenchmarkOverlay(b *testing.B) {
 			if p == overlay.Media {
 				from, to, mtu = a.record.Media, z.record.Media, 1380
 			}
-			b.Run(backends[p]+"/"+string(p), func(b *testing.B) { measure(b, a, z, from, to, mtu) })
+			b.Run(backends[p]+"/"+string(p), func(b *testing.B) { measure(b, a, z, from, to, mtu, bare) })
 		}
 	}
 }
 
-func measure(b *testing.B, a, z *node, from, to netip.Addr, mtu int) {
+// measure reports everything about one way between two hosts; of the round trip also what it adds to that of the cable.
+func measure(b *testing.B, a, z *node, from, to netip.Addr, mtu int, bare [2]time.Duration) (rtt [2]time.Duration) {
 	for b.Loop() {
 		b.ReportMetric(stream(b, a, z, from, to)/1e6, "TCP-Mbit/s")
 		large := min(1200, mtu-100)
@@ -58,11 +60,16 @@ func measure(b *testing.B, a, z *node, from, to netip.Addr, mtu int) {
 		n, cost := packets(b, a, z, from, to, large, 16)
 		b.ReportMetric(n, fmt.Sprintf("pkt/s-%d-gso", large))
 		b.ReportMetric(float64(cost.Nanoseconds())/1000, fmt.Sprintf("µs/pkt-%d-gso", large))
-		p50, p99 := delay(b, a, z, from, to)
-		b.ReportMetric(float64(p50.Nanoseconds())/1000, "µs-rtt-p50")
-		b.ReportMetric(float64(p99.Nanoseconds())/1000, "µs-rtt-p99")
+		rtt[0], rtt[1] = delay(b, a, z, from, to)
+		for i, name := range []string{"p50", "p99"} {
+			b.ReportMetric(float64(rtt[i].Nanoseconds())/1000, "µs-rtt-"+name)
+			if bare[i] > 0 {
+				b.ReportMetric(float64((rtt[i]-bare[i]).Nanoseconds())/1000, "µs-added-"+name)
+			}
+		}
 		b.ReportMetric(0, "ns/op")
 	}
+	return rtt
 }
 
 // stream is the rate of one TCP connection, bit/s.

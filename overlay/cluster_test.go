@@ -129,6 +129,7 @@ type cluster struct {
 	ghosts    []roster.Record // in the roster, and nowhere else
 	every     string          // --probe-every
 	binary    string
+	overlay   []string // the command of the overlay's process
 }
 
 // A node is one host of a cluster. Its fields may be changed before write and reload.
@@ -163,7 +164,8 @@ func newCluster(t netlab.TB, backend map[overlay.Plane]string) *cluster {
 	binary, err := os.Executable()
 	check(t, err)
 	return &cluster{t: t, lab: lab, authority: newAuthority(t), dir: dir, backend: backend, every: "300ms", binary: binary,
-		allow: []overlay.Rule{{From: []string{"any"}, To: []string{"any"}, Proto: "any", Ports: "any"}}}
+		overlay: []string{binary, "run-overlay"},
+		allow:   []overlay.Rule{{From: []string{"any"}, To: []string{"any"}, Proto: "any", Ports: "any"}}}
 }
 
 // add makes a host on a switch and everything the overlay needs on it; start starts it.
@@ -297,7 +299,8 @@ func (c *cluster) start() {
 func (n *node) start() {
 	n.cluster.t.Helper()
 	n.write()
-	n.process = n.StartCmd(exec.Command(n.cluster.binary, "run-overlay", "--root", n.root, "--probe-every", n.cluster.every))
+	args := append(slices.Clone(n.cluster.overlay), "--root", n.root, "--probe-every", n.cluster.every)
+	n.process = n.StartCmd(exec.Command(args[0], args[1:]...))
 }
 
 // status asks the process; the zero Status when it does not answer.

@@ -557,7 +557,7 @@ func (e *engine) measure(p *plane, now time.Time) {
 		for _, ping := range q.path.Tick(now) {
 			e.send(p, a, &message{kind: probe, id: ping.id}, ping.size)
 		}
-		if now.Sub(q.checked) >= max(lookUnderlay, q.path.every) {
+		if now.Sub(q.checked) >= max(lookUnderlay, 3*q.path.every) {
 			q.checked = now
 			q.limit = 0
 			if t := p.tunnels[a]; t.Remote.IsValid() {

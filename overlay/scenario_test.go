@@ -325,6 +325,9 @@ func TestFamilies(t *testing.T) {
 			if p := a.path(plane, b); p.Route != overlay.Direct || !p.Remote.Addr().Is6() {
 				return fmt.Errorf("between two with IPv6 by %s: %+v", plane, p)
 			}
+			if p, q := server.path(plane, a), server.path(plane, z); p.Route != overlay.Direct || !p.Remote.Addr().Is6() || q.Route != overlay.Direct || !q.Remote.Addr().Is4() {
+				return fmt.Errorf("from the server by %s: by IPv6 %+v, by IPv4 %+v", plane, p, q)
+			}
 			if p := a.path(plane, z); p.Route != overlay.Relayed || p.Relay != "server" {
 				return fmt.Errorf("from IPv6 to IPv4 by %s: %+v", plane, p)
 			}
