@@ -151,3 +151,26 @@ func BenchmarkCrowd(b *testing.B) {
 	b.ReportMetric(float64(slices.Max(x.ticks).Microseconds()), "µs/Tick-max")
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(x.c.stats.PacketsOut-sent), "ns/packet")
 }
+
+// TestManyVanish cuts most of a large room off at once: everybody hears of it within a second, and no tick tells more than
+// packets can wait for.
+func TestManyVanish(t *testing.T) {
+	r := newRoom(t)
+	const n = 300
+	for i := range n {
+		r.joinWith(EndpointID(fmt.Sprint("p", i)), &noLeg{}, true)
+	}
+	r.c.Tick(r.now)
+	end := r.now.Add(silentStart + time.Second)
+	most, all := 0, 0
+	for r.now.Before(end) {
+		r.log = nil
+		next := r.c.Tick(r.now)
+		told := len(r.log)
+		all, most = all+told, max(most, told)
+		r.now = next
+	}
+	if all < n*n || most > roundWork+n {
+		t.Errorf("%d of %d were told, at most %d at once", all, n*n, most)
+	}
+}

@@ -425,15 +425,17 @@ func (e *Endpoint) isActive(now time.Time) bool {
 	return now.Sub(e.heard) <= inactiveAfter
 }
 
-// poll tells everybody when the endpoint's connectivity has changed.
-func (e *Endpoint) poll(now time.Time) {
+// poll tells everybody when the endpoint's connectivity has changed, and returns how many it has told.
+func (e *Endpoint) poll(now time.Time) (told int) {
 	if e.caps.Visitor || e.isActive(now) != e.inactive {
-		return
+		return 0
 	}
 	e.inactive = !e.inactive
 	for _, to := range e.c.order {
 		if to.channel {
 			e.c.cfg.Events.Connectivity(to.id, e.id, !e.inactive)
+			told++
 		}
 	}
+	return told
 }

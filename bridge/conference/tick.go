@@ -63,8 +63,11 @@ func (c *Conference) tick(now time.Time) (next time.Time) {
 	}
 	if !now.Before(c.nextPoll) {
 		c.nextPoll = now.Add(pollEvery)
-		for _, e := range c.order {
-			e.poll(now)
+		for told, i := 0, 0; i < len(c.order); i++ {
+			if told += c.order[i].poll(now); told >= roundWork {
+				c.nextPoll = now // the rest with the next tick: many may go at once
+				break
+			}
 		}
 	}
 	if c.stale || c.next > 0 || !now.Before(c.nextAll) {
