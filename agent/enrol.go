@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -26,6 +27,15 @@ func (c *Command) Join(ctx context.Context, text string, set func(*Config)) erro
 		return err
 	}
 	start := time.Now()
+	if w.joined() && text != "" {
+		t, err := join.ParseToken(text)
+		if err != nil {
+			return err
+		}
+		if err := w.agrees(t); err != nil {
+			return err
+		}
+	}
 	if !w.joined() {
 		if text == "" {
 			return errors.New("no token is given: plenum join TOKEN (plenum token create on a server host makes one)")
@@ -61,6 +71,18 @@ func (c *Command) Join(ctx context.Context, text string, set func(*Config)) erro
 	c.say("%s joined %s as %s in %s: control %s, media %s (%s)", w.answer.Host, w.answer.Cluster, strings.Join(w.answer.Roles, ", "),
 		w.answer.Region, w.answer.Control.Addr(), w.answer.Media.Addr(), time.Since(start).Round(100*time.Millisecond))
 	return nil
+}
+
+// agrees refuses a token that would make this host something else than it is.
+func (w *work) agrees(t join.Token) error {
+	a, roles := w.answer, slices.Clone(w.answer.Roles)
+	slices.Sort(roles)
+	slices.Sort(t.Roles)
+	if t.Cluster == a.Cluster && bytes.Equal(t.Pin, a.Pin) && t.Region == a.Region && slices.Equal(roles, t.Roles) {
+		return nil
+	}
+	return fmt.Errorf("this host is %s in %s of %s; the token is for %s in %s of %s: plenum leave first", strings.Join(roles, ", "), a.Region, a.Cluster,
+		strings.Join(t.Roles, ", "), t.Region, t.Cluster)
 }
 
 // provisional prints the plan as far as the token tells it.
