@@ -159,7 +159,10 @@ func newOperators(addr string) (*operators, error) {
 		return nil, inUse(err, "metrics", addr)
 	}
 	o := &operators{registry: prometheus.NewRegistry(), listener: l, server: &http.Server{ReadHeaderTimeout: 5 * time.Second}}
-	o.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	info := prometheus.NewGauge(prometheus.GaugeOpts{Name: "plenum_info", Help: "1, with the release of this process.",
+		ConstLabels: prometheus.Labels{"release": version()}})
+	info.Set(1)
+	o.registry.MustRegister(info, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return o, nil
 }
 

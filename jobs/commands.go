@@ -1,11 +1,13 @@
 package jobs
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os/signal"
+	"strconv"
 	"syscall"
 	"text/tabwriter"
 	"time"
@@ -60,7 +62,7 @@ func (c *command) group(use, short string, verbs ...*cobra.Command) *cobra.Comma
 
 // add makes the verb that submits a job.
 func (c *command) add(use, short, long string, spec func(ctx context.Context, cluster *Cluster, name, domain string) (Spec, error), flags func(*cobra.Command, *Spec)) *cobra.Command {
-	var plan bool
+	var plan, restart bool
 	var domain string
 	var vars []string
 	var given Spec
@@ -68,6 +70,7 @@ func (c *command) add(use, short, long string, spec func(ctx context.Context, cl
 	cmd := &cobra.Command{Use: use, Short: short, Long: long, Args: cobra.ExactArgs(1)}
 	f := cmd.Flags()
 	f.BoolVar(&plan, "plan", false, "say what would change and whom it hurts, and stop")
+	f.BoolVar(&restart, "restart", false, "start it anew if the change needs that, also with people on it; shards and bridges are drained before")
 	f.StringVar(&domain, "domain", "", "XMPP `DOMAIN` of the cluster; its first job fixes it")
 	f.StringArrayVar(&vars, "var", nil, "`NAME=VALUE` of a variable of the job file, as memory=512; repeatable")
 	f.DurationVar(&wait, "wait", time.Minute, "how long to wait until it serves")
@@ -113,6 +116,20 @@ func (c *command) add(use, short, long string, spec func(ctx context.Context, cl
 		if plan {
 			return nil
 		}
+		if p.hurts() {
+			if !restart {
+				return fmt.Errorf("%s: %w: --restart has that done now; or take what is new beside it, and drain this one then", p.Spec.ID(), ErrHurts)
+			}
+			if s.Kind != Edge {
+				hup, stop := signal.NotifyContext(cmd.Context(), syscall.SIGHUP)
+				defer stop()
+				if err := cluster.Drain(hup, s.ID(), Drain{Out: out}); err != nil {
+					return status(err)
+				}
+				ctx, cancel = context.WithTimeout(cmd.Context(), wait) // people took their time
+				defer cancel()
+			}
+		}
 		i, err := cluster.Submit(ctx, p)
 		if err != nil {
 			return err
@@ -128,6 +145,9 @@ func (c *command) leave(use, short, long, kind string, do func(ctx context.Conte
 	var d Drain
 	cmd := &cobra.Command{Use: use, Short: short, Long: long, Args: cobra.ExactArgs(1)}
 	cmd.Flags().DurationVar(&d.Deadline, "deadline", 0, "how long to wait for people; 0 is as long as it takes")
+	if kind == Shard {
+		cmd.Flags().BoolVar(&d.Force, "force", false, "although no other shard takes its rooms: they stay until their people leave")
+	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		cluster, err := c.connect(c.root)
 		if err != nil {
@@ -176,24 +196,34 @@ func (c *command) list(kind, head string, row func(Instance) string) *cobra.Comm
 			return e.Encode(all)
 		}
 		w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 8, 2, ' ', 0)
-		fmt.Fprintln(w, head+"\tSTATE")
+		fmt.Fprintln(w, head+"\tRELEASE\tAGE\tSTATE")
 		for _, i := range all {
-			state := i.Load.Drain
-			if state == "" {
-				state = "serves"
+			since := "-"
+			if !i.Since.IsZero() {
+				since = age(time.Since(i.Since))
 			}
-			if i.Why != "" {
-				state = i.Why
-			}
-			fmt.Fprintf(w, "%s\t%s\n", row(i), state)
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", row(i), cmp.Or(i.Release, "-"), since, cmp.Or(i.Why, i.Load.Drain, "serves"))
 		}
 		return w.Flush()
 	}
 	return cmd
 }
 
+// age is how long something runs, in its two largest units at most.
+func age(d time.Duration) string {
+	switch {
+	case d < time.Minute:
+		return d.Round(time.Second).String()
+	case d < time.Hour:
+		return strconv.Itoa(int(d.Minutes())) + "m"
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%dh%dm", int(d.Hours()), int(d.Minutes())%60)
+	}
+	return fmt.Sprintf("%dd%dh", int(d.Hours())/24, int(d.Hours())%24)
+}
+
 const drainLong = `%s The exit status is 0 when nobody is left, 2 when the
-deadline came before, and 3 when Ctrl-C took it back.`
+deadline came before, 3 when it was taken back, by Ctrl-C or because no other shard is left, and 1 for everything else.`
 
 func shardCommand(connect func(string) (*Cluster, error)) *cobra.Command {
 	c := &command{connect: connect}
@@ -268,8 +298,8 @@ func bridgeCommand(connect func(string) (*Cluster, error)) *cobra.Command {
 				return cluster.Remove(ctx, job, d, true)
 			}),
 		wake,
-		c.list(Bridge, "BRIDGE\tREGION\tHOST\tCONFERENCES\tPEOPLE\tSTRESS\tSHARDS", func(i Instance) string {
-			return fmt.Sprintf("%s\t%s\t%s\t%d\t%d\t%.2f\t%d", i.Name, i.Region, i.Host, i.Load.Rooms, i.Load.People, i.Load.Stress, i.Load.Shards)
+		c.list(Bridge, "BRIDGE\tREGION\tHOST\tROOMS\tPEOPLE\tMBIT/S\tSTRESS\tSHARDS", func(i Instance) string {
+			return fmt.Sprintf("%s\t%s\t%s\t%d\t%d\t%.1f\t%.2f\t%d", i.Name, i.Region, i.Host, i.Load.Rooms, i.Load.People, i.Load.Mbit, i.Load.Stress, i.Load.Shards)
 		}))
 }
 

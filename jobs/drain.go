@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/nomad/api"
@@ -15,12 +16,15 @@ var (
 	ErrCancelled = errors.New("the drain was taken back")
 	ErrForced    = errors.New("stopped with people on it, for the time was over")
 	ErrUnstable  = errors.New("it ended by itself in the middle of the drain")
+	ErrLast      = errors.New("no other shard is in service")
 )
 
 // A Drain empties an instance.
 type Drain struct {
 	// Deadline ends the drain. Zero: none.
 	Deadline time.Duration
+	// Force drains a shard although no other one is there to take its rooms: they stay until their people leave.
+	Force bool
 	// Out gets a line whenever something has changed, and every ten seconds.
 	Out io.Writer
 }
@@ -29,10 +33,14 @@ type Drain struct {
 const drainEvery = 500 * time.Millisecond
 
 // Drain has the instance of a job give up what it has, and waits until it has none left. When ctx ends before, the drain is
-// taken back: ErrCancelled. At the deadline it returns ErrForced, and the instance drains on.
+// taken back: ErrCancelled. At the deadline it returns ErrForced, and the instance drains on. The last shard in service is
+// not drained, and a drain is taken back that makes one the last, as when two begin at once: ErrLast.
 func (c *Cluster) Drain(ctx context.Context, job string, d Drain) error {
 	i, err := c.one(ctx, job)
 	if err != nil {
+		return err
+	}
+	if err := c.last(ctx, job, i.Load, d); err != nil {
 		return err
 	}
 	if err := c.signal(ctx, i, "SIGUSR1"); err != nil {
@@ -46,8 +54,18 @@ func (c *Cluster) Drain(ctx context.Context, job string, d Drain) error {
 		end = t.C
 	}
 	last, told := Load{Rooms: -1}, time.Time{}
-	tick := time.NewTicker(drainEvery)
+	tick, look := time.NewTicker(drainEvery), time.NewTicker(lookEvery)
 	defer tick.Stop()
+	defer look.Stop()
+	back := func(why error) error {
+		again, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+		defer cancel()
+		if err := c.signal(again, i, "SIGUSR2"); err != nil {
+			return fmt.Errorf("%s drains on: %w", job, err)
+		}
+		fmt.Fprintf(d.Out, "%s: in service again, with %s\n", job, count(last.Rooms, "room", "rooms"))
+		return fmt.Errorf("%s: %w", job, why)
+	}
 	for {
 		m, err := scrape(ctx, i.Metrics)
 		now := time.Now()
@@ -63,23 +81,56 @@ func (c *Cluster) Drain(ctx context.Context, job string, d Drain) error {
 			fmt.Fprintf(d.Out, "%s: %s in %s left%s\n", job, count(l.People, "person", "people"), count(l.Rooms, "room", "rooms"), eta(start, l, now.Sub(begin)))
 		}
 		if err == nil && l.Drain == "drained" {
+			if err := c.last(ctx, job, last, d); errors.Is(err, ErrLast) { // it was quick, and not the only one to begin
+				return back(fmt.Errorf("%w: %w", ErrCancelled, ErrLast))
+			}
 			fmt.Fprintf(d.Out, "%s: drained, after %v\n", job, now.Sub(begin).Round(100*time.Millisecond))
 			return nil
 		}
 		select {
 		case <-ctx.Done():
-			again, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
-			defer cancel()
-			if err := c.signal(again, i, "SIGUSR2"); err != nil {
-				return fmt.Errorf("%s drains on: %w", job, err)
+			return back(ErrCancelled)
+		case <-look.C:
+			if err := c.last(ctx, job, last, d); errors.Is(err, ErrLast) {
+				return back(fmt.Errorf("%w: %w", ErrCancelled, ErrLast))
 			}
-			fmt.Fprintf(d.Out, "%s: in service again, with %s\n", job, count(last.Rooms, "room", "rooms"))
-			return fmt.Errorf("%s: %w", job, ErrCancelled)
 		case <-end:
 			return fmt.Errorf("%s: %w: %s in %s", job, ErrForced, count(last.People, "person", "people"), count(last.Rooms, "room", "rooms"))
 		case <-tick.C:
 		}
 	}
+}
+
+// lookEvery is how often a drain looks for the other shards.
+const lookEvery = 2 * time.Second
+
+// last returns ErrLast when no other shard is there for what a shard has.
+func (c *Cluster) last(ctx context.Context, job string, l Load, d Drain) error {
+	if d.Force || !strings.HasPrefix(job, Shard+"-") {
+		return nil
+	}
+	all, err := c.List(ctx, Shard)
+	if err != nil {
+		return err
+	}
+	var beside []string
+	for _, i := range all {
+		switch {
+		case i.Job == job:
+		case i.Why != "":
+			beside = append(beside, i.Name+": "+i.Why)
+		case i.Load.Drain != "":
+			beside = append(beside, i.Name+" is "+i.Load.Drain)
+		default:
+			return nil
+		}
+	}
+	why := "there is none"
+	if len(beside) > 0 {
+		why = strings.Join(beside, ", ")
+	}
+	return fmt.Errorf("%s: %w (%s), so nobody takes its %s with %s, and no room opens anywhere: plenum shard add another first, or --force",
+		job, ErrLast, why, count(l.Rooms, "room", "rooms"), count(l.People, "person", "people"))
 }
 
 // Undrain takes a drain back, one that is over too: the instance is in service again.

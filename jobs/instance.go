@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/http"
 	"slices"
@@ -23,6 +24,7 @@ type Load struct {
 	Bridges int     `json:"bridges,omitempty"` // that a shard can use
 	Shards  int     `json:"shards,omitempty"`  // that a bridge reports to
 	Stress  float64 `json:"stress,omitempty"`  // of a bridge, from 0 to 1
+	Mbit    float64 `json:"mbit,omitempty"`    // that a bridge sends, each second
 	Drain   string  `json:"drain,omitempty"`   // draining, drained
 }
 
@@ -54,7 +56,8 @@ type Instance struct {
 	Region  string    `json:"region"`
 	Host    string    `json:"host"`
 	Alloc   string    `json:"alloc"`
-	Since   time.Time `json:"since"`
+	Release string    `json:"release,omitempty"`
+	Since   time.Time `json:"since,omitzero"`
 	URL     string    `json:"url,omitempty"` // of its HTTP, on the control network
 	Metrics string    `json:"metrics,omitempty"`
 	Load    Load      `json:"load"`
@@ -62,6 +65,7 @@ type Instance struct {
 
 	task  string
 	alloc *api.Allocation
+	mute  bool // runs, and does not say whom it serves
 }
 
 // instances are those of a job that run or are to run.
@@ -130,10 +134,10 @@ func (c *Cluster) instance(ctx context.Context, job, id string) (Instance, error
 	}
 	m, err := scrape(ctx, i.Metrics)
 	if err != nil {
-		i.Why = "its metrics do not answer: " + err.Error()
+		i.Why, i.mute = "its metrics do not answer: "+err.Error(), kind != Edge
 		return i, nil
 	}
-	i.Load = loadOf(m)
+	i.Load, i.Release = loadOf(m), releaseOf(m)
 	return i, nil
 }
 
@@ -153,14 +157,27 @@ func loadOf(m map[string]float64) Load {
 		Bridges: int(get("jitsi_jicofo_bridge_selector_bridge_count_operational")),
 		Shards:  int(get("jitsi_jvb_mucs_joined")),
 		Stress:  get("jitsi_jvb_stress"),
+		Mbit:    math.Round(get("jitsi_jvb_outgoing_bitrate")/1e5) / 10,
 		Drain:   map[float64]string{1: "draining", 2: "drained"}[get("plenum_drain_stage")],
 	}
+}
+
+// releaseMetric has the release of a process as its label.
+const releaseMetric = `plenum_info{release="`
+
+func releaseOf(m map[string]float64) string {
+	for name := range m {
+		if rest, ok := strings.CutPrefix(name, releaseMetric); ok {
+			return strings.TrimSuffix(rest, `"}`)
+		}
+	}
+	return ""
 }
 
 // maxMetricsBytes bounds what a process may answer.
 const maxMetricsBytes = 4 << 20
 
-// scrape reads those values of a process that have no labels.
+// scrape reads those values of a process that have no labels, and its release.
 func scrape(ctx context.Context, url string) (map[string]float64, error) {
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
@@ -187,7 +204,7 @@ func values(r io.Reader) (map[string]float64, error) {
 	lines := bufio.NewScanner(r)
 	for lines.Scan() {
 		name, value, ok := strings.Cut(lines.Text(), " ")
-		if !ok || strings.HasPrefix(name, "#") || strings.Contains(name, "{") {
+		if !ok || strings.HasPrefix(name, "#") || strings.Contains(name, "{") && !strings.HasPrefix(name, releaseMetric) {
 			continue
 		}
 		if v, err := strconv.ParseFloat(value, 64); err == nil {

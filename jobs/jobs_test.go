@@ -167,6 +167,8 @@ func TestWords(t *testing.T) {
 		{eta(Load{Rooms: 10}, Load{Rooms: 5}, 20*time.Second), ", about 20s more"},
 		{eta(Load{Rooms: 10}, Load{Rooms: 10}, 20*time.Second), ""},
 		{eta(Load{Rooms: 10}, Load{}, 20*time.Second), ""},
+		{(&Plan{Spec: Spec{Kind: Shard}, Unknown: []string{"h1", "h2"}}).verdict(), "who is on it nobody knows, for it does not answer on h1, h2"},
+		{age(59 * time.Second), "59s"}, {age(59 * time.Minute), "59m"}, {age(47*time.Hour + 5*time.Minute), "47h5m"}, {age(49 * time.Hour), "2d1h"},
 		{short(" a \n b "), "a b"},
 		{short(""), "nothing"},
 		{short(strings.Repeat("é", 70)), strings.Repeat("é", 59) + "…"},
@@ -175,12 +177,27 @@ func TestWords(t *testing.T) {
 			t.Errorf("%q, want %q", x.got, x.want)
 		}
 	}
-	m, err := values(strings.NewReader("# HELP a b\njitsi_jicofo_conferences 3\njitsi_jicofo_participants_current 1e1\nx{y=\"z\"} 4\nplenum_drain_stage 1\nodd\n"))
+	m, err := values(strings.NewReader("# HELP a b\njitsi_jicofo_conferences 3\njitsi_jicofo_participants_current 1e1\nx{y=\"z\"} 4\nplenum_info{release=\"9.9-a\"} 1\nplenum_drain_stage 1\nodd\n"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if got, want := loadOf(m), (Load{Rooms: 3, People: 10, Drain: "draining"}); got != want {
 		t.Errorf("%+v, want %+v", got, want)
+	}
+	if r := releaseOf(m); r != "9.9-a" || len(m) != 4 {
+		t.Errorf("release %q of %v", r, m)
+	}
+	for _, p := range []struct {
+		Plan
+		hurts bool
+	}{
+		{Plan{Spec: Spec{Kind: Shard}, Stops: 1, Harm: Load{People: 1}}, true}, {Plan{Spec: Spec{Kind: Shard}, Stops: 1}, false},
+		{Plan{Spec: Spec{Kind: Bridge}, Stops: 1, Unknown: []string{"h1"}}, true}, {Plan{Spec: Spec{Kind: Shard}, Harm: Load{People: 1}}, false},
+		{Plan{Spec: Spec{Kind: Edge}, Stops: 1}, true}, {Plan{Spec: Spec{Kind: Edge}}, false},
+	} {
+		if p.Plan.hurts() != p.hurts {
+			t.Errorf("%+v hurts: %v", p.Plan, !p.hurts)
+		}
 	}
 	if !slices.Equal(sorted(map[string]int{"b": 1, "a": 2}), []string{"a", "b"}) {
 		t.Error("not sorted")

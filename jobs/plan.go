@@ -19,6 +19,7 @@ type Plan struct {
 	New     bool
 	Stops   int      // instances that end, to be started anew or not
 	Harm    Load     // who is on those
+	Unknown []string // instances that end, and do not say who is on them
 	Blocked []string // why Nomad finds no place for it; empty: it does
 
 	job   *api.Job
@@ -27,6 +28,9 @@ type Plan struct {
 
 // ErrNoPlace is returned when a job has nowhere to run.
 var ErrNoPlace = errors.New("no host can take it")
+
+// ErrHurts is returned for a change that ends what people are on.
+var ErrHurts = errors.New("this change starts it anew under its people")
 
 // Plan asks Nomad, and the instances that would end whom they serve.
 func (c *Cluster) Plan(ctx context.Context, s Spec) (*Plan, error) {
@@ -58,6 +62,9 @@ func (c *Cluster) Plan(ctx context.Context, s Spec) (*Plan, error) {
 		}
 		for _, i := range all {
 			p.Harm = p.Harm.plus(i.Load)
+			if i.mute {
+				p.Unknown = append(p.Unknown, i.Host)
+			}
 		}
 	}
 	return p, nil
@@ -124,6 +131,21 @@ func short(s string) string {
 	return s
 }
 
+// hurts reports whether somebody is on what ends, as far as anybody knows.
+func (p *Plan) hurts() bool {
+	return p.Stops > 0 && (p.Spec.Kind == Edge || p.Harm.People+p.Harm.Rooms+len(p.Unknown) > 0)
+}
+
+func (p *Plan) verdict() string {
+	switch {
+	case p.Spec.Kind == Edge:
+		return "one after the other; the people of each come back by the others, or when it is up"
+	case len(p.Unknown) > 0:
+		return "who is on it nobody knows, for it does not answer on " + strings.Join(p.Unknown, ", ")
+	}
+	return p.Harm.verdict()
+}
+
 // Empty reports whether there is nothing to do.
 func (p *Plan) Empty() bool { return !p.New && len(p.Changes) == 0 }
 
@@ -138,7 +160,7 @@ func (p *Plan) Print(w io.Writer) {
 	case p.Stops == 0:
 		fmt.Fprintf(w, "%s: changed in place; nobody notices\n", p.Spec.ID())
 	default:
-		fmt.Fprintf(w, "%s: started anew; %s\n", p.Spec.ID(), p.Harm.verdict())
+		fmt.Fprintf(w, "%s: started anew; %s\n", p.Spec.ID(), p.verdict())
 	}
 	for _, c := range p.Changes {
 		fmt.Fprintf(w, "  %s\n", c)
