@@ -6,6 +6,8 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -160,35 +162,102 @@ func openFiles() Finding {
 
 // firewall warns of rules that no accept of ours overrides: a packet has to pass every table.
 func (w *work) firewall(name string) Finding {
-	f := Finding{What: name, Severity: "warn", Measured: "active", Wanted: "UDP 4242, 51820, 10000 let in"}
+	f := Finding{What: name, Severity: "warn", Measured: "in the way", Wanted: strings.Join(w.open(), ", ") + " let in"}
+	var fixes [][]string
 	switch name {
 	case "ufw":
-		f.Fix = "ufw allow 4242/udp; ufw allow 51820/udp; ufw allow 10000/udp; ufw allow in on " + controlDevice + "; ufw allow in on " + mediaDevice
-		f.repair = repairs([][]string{{"ufw", "allow", "4242/udp"}, {"ufw", "allow", "51820/udp"}, {"ufw", "allow", "10000/udp"},
-			{"ufw", "allow", "in", "on", controlDevice}, {"ufw", "allow", "in", "on", mediaDevice}})
+		fixes = w.ufw()
 	case "firewalld":
-		f.Fix = "firewall-cmd --permanent --add-port={4242,51820,10000}/udp; firewall-cmd --permanent --zone=trusted --add-interface={plenum-control,plenum-media}; firewall-cmd --reload"
-		f.repair = repairs([][]string{{"firewall-cmd", "--permanent", "--add-port=4242/udp"}, {"firewall-cmd", "--permanent", "--add-port=51820/udp"},
-			{"firewall-cmd", "--permanent", "--add-port=10000/udp"}, {"firewall-cmd", "--permanent", "--zone=trusted", "--add-interface=" + controlDevice},
-			{"firewall-cmd", "--permanent", "--zone=trusted", "--add-interface=" + mediaDevice}, {"firewall-cmd", "--reload"}})
+		fixes = w.firewalld()
 	case "docker":
-		f.Severity, f.Measured, f.Fix = "ok", "active: its rules concern forwarded packets only", ""
+		f.Severity, f.Measured = "ok", "active: its rules concern forwarded packets only"
+		return f
 	default: // a chain of nftables: family table chain
 		f.What, f.Measured = "nftables: "+name, "drops what it does not name"
-		f.Fix = fmt.Sprintf("if it does not yet: nft insert rule %s udp dport '{ 4242, 51820, 10000 }' accept; nft insert rule %s iifname '{ %s, %s }' accept; the same in /etc/nftables.conf", name, name, controlDevice, mediaDevice)
+		f.Fix = "if it does not yet: "
+		for _, port := range w.open() {
+			number, proto, _ := strings.Cut(port, "/")
+			f.Fix += fmt.Sprintf("nft insert rule %s %s dport %s accept; ", name, proto, number)
+		}
+		f.Fix += fmt.Sprintf("nft insert rule %s iifname '{ %s, %s }' accept; the same in /etc/nftables.conf", name, controlDevice, mediaDevice)
+		return f
 	}
-	return f
-}
-
-func repairs(commands [][]string) func() error {
-	return func() error {
-		for _, c := range commands {
+	if len(fixes) == 0 {
+		f.Severity, f.Measured = "ok", "lets in what is needed"
+		return f
+	}
+	var lines []string
+	for _, c := range fixes {
+		lines = append(lines, strings.Join(c, " "))
+	}
+	f.Fix = strings.Join(lines, "; ")
+	f.repair = func() error {
+		for _, c := range fixes {
 			if err := host.Run(c...); err != nil {
 				return err
 			}
 		}
 		return nil
 	}
+	return f
+}
+
+// open are the ports that the world has to reach on this host, as far as its roles are known.
+func (w *work) open() []string {
+	all := []string{"4242/udp", "51820/udp", "10000/udp"}
+	if w.is(join.RoleServer) {
+		all = append(all, fmt.Sprintf("%d/tcp", join.Port))
+	}
+	if w.is(join.RoleEdge) {
+		all = append(all, "80/tcp", "443/tcp")
+	}
+	return all
+}
+
+// ufw says what it has to be told yet.
+func (w *work) ufw() (fixes [][]string) {
+	out, _ := exec.Command("ufw", "status").Output()
+	allowed := func(what string) bool {
+		for line := range strings.Lines(string(out)) {
+			if strings.HasPrefix(line, what+" ") && strings.Contains(line, "ALLOW") {
+				return true
+			}
+		}
+		return false
+	}
+	for _, port := range w.open() {
+		if !allowed(port) {
+			fixes = append(fixes, []string{"ufw", "allow", port})
+		}
+	}
+	for _, device := range []string{controlDevice, mediaDevice} {
+		if !allowed("Anywhere on " + device) {
+			fixes = append(fixes, []string{"ufw", "allow", "in", "on", device})
+		}
+	}
+	return fixes
+}
+
+// firewalld says what it has to be told yet.
+func (w *work) firewalld() (fixes [][]string) {
+	add := func(zone []string, what string) {
+		command := func(verb string) []string {
+			return slices.Concat([]string{"firewall-cmd", "--permanent"}, zone, []string{"--" + verb + "-" + what})
+		}
+		if host.Run(command("query")...) != nil {
+			fixes = append(fixes, command("add"))
+		}
+	}
+	for _, port := range w.open() {
+		add(nil, "port="+port)
+	}
+	for _, device := range []string{controlDevice, mediaDevice} {
+		add([]string{"--zone=trusted"}, "interface="+device)
+	}
+	if len(fixes) > 0 {
+		fixes = append(fixes, []string{"firewall-cmd", "--reload"})
+	}
+	return fixes
 }
 
 // obstacles says what stands in the way of a host that is about to join. It does not keep it from trying.
