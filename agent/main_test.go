@@ -118,7 +118,7 @@ func newCluster(t *testing.T) *cluster {
 	check(t, err)
 	c := &cluster{t: t, dir: dir, bin: filepath.Join(dir, "bin")}
 	c.lab = netlab.New(t)
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	t.Cleanup(func() { c.races(); _ = os.RemoveAll(dir) })
 	c.wan = c.lab.Switch("wan")
 	check(t, os.Mkdir(c.bin, 0o755))
 	self, err := os.Executable()
@@ -205,6 +205,17 @@ func (b *box) killed(args ...string) (times int) {
 		if !strings.Contains(out, "killed ") || times > 300 {
 			b.confess()
 			b.c.t.Fatalf("%s: plenum %s, killed %d times: %v\n%s", b.Name(), args[0], times, err, out)
+		}
+	}
+}
+
+// races fails the test where a program of ours that the race detector is in found one: nobody sees how it ends.
+func (c *cluster) races() {
+	logs, _ := filepath.Glob(filepath.Join(c.dir, "*/var/log/plenum/plenum-*.log"))
+	for _, path := range logs {
+		text, _ := os.ReadFile(path)
+		if i := bytes.Index(text, []byte("WARNING: DATA RACE")); i >= 0 {
+			c.t.Errorf("%s:\n%s", path, text[i:min(len(text), i+3000)])
 		}
 	}
 }
