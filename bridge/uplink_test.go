@@ -53,7 +53,10 @@ func TestUplinkIsKept(t *testing.T) {
 	if u.ceiling != 0 {
 		t.Errorf("held back to %d with %.2f of the uplink in use", u.ceiling, rates[len(rates)-1])
 	}
-	if u := (&uplink{}); u.next(now, 1<<40, most, 10) != 0 || u.next(now, 1<<40, most, 10) != 0 || u.next(now.Add(time.Second), 1<<30, most, 10) != 0 {
-		t.Error("what was sent before the first measurement counts")
+	u = uplink{}
+	for i, sent := range []uint64{1 << 40, 1 << 40, 1 << 30} { // what was before the first measurement, nothing, a new count
+		if c := u.next(now.Add(time.Duration(i)*time.Second), sent, most, 10); c != 0 {
+			t.Errorf("%d: a ceiling of %d for nothing", i, c)
+		}
 	}
 }

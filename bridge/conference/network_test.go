@@ -7,7 +7,6 @@ import (
 	"testing"
 	"time"
 
-	"plenum/bridge/codec"
 	"plenum/bridge/packet"
 	"plenum/bridge/receive"
 )
@@ -96,17 +95,14 @@ type screen struct {
 	next    int64 // 0 before the first
 	asked   map[int64]time.Time
 	highest int64
-	reader  codec.Reader
 
 	shown   time.Time
-	since   time.Time // the packet that is waited for is missing
 	frames  int
 	keys    int
 	height  int
 	freezes []time.Duration // longer than 200 ms
 	plis    int
 	pliAt   time.Time
-	stuck   bool
 	maxGap  time.Duration
 }
 

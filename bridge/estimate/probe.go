@@ -34,15 +34,14 @@ type cluster struct {
 // probes finds out whether more could be sent: twice the estimate, for as long as more is wanted than there is, less often
 // when it fails, at once again when it succeeds.
 type probes struct {
-	now      cluster // being sent
-	out      [2]cluster
-	rate     float64 // the next one, if it is to begin at once
-	once     float64 // what the last one has shown, if the next one has to show it too
-	next     micros  // when another may begin
-	pause    micros
-	count    uint64
-	found    uint64
-	finished micros
+	now   cluster // being sent
+	out   [2]cluster
+	rate  float64 // the next one, if it is to begin at once
+	once  float64 // what the last one has shown, if the next one has to show it too
+	next  micros  // when another may begin
+	pause micros
+	count uint64
+	found uint64
 }
 
 func (p *probes) begin() {
