@@ -14,6 +14,7 @@ import (
 
 	"github.com/hashicorp/nomad/api"
 
+	"plenum/agent"
 	"plenum/agent/join"
 	"plenum/jobs"
 )
@@ -63,6 +64,20 @@ func cluster(root string) (*jobs.Cluster, error) {
 		return hosts, err
 	}
 	return k, nil
+}
+
+// carried is what jobs know of hosts, for plenum status.
+func carried(ctx context.Context, root string) (map[string]agent.Load, error) {
+	k, err := cluster(root)
+	if err != nil {
+		return nil, err
+	}
+	hosts, err := k.Carried(ctx)
+	loads := map[string]agent.Load{}
+	for name, h := range hosts {
+		loads[name] = agent.Load(h)
+	}
+	return loads, err
 }
 
 // nodes takes Nomad's word for who the hosts are, of a Nomad that plenum did not set up: what they do is in their meta

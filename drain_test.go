@@ -99,7 +99,9 @@ func TestLastShard(t *testing.T) {
 	if !strings.Contains(out, "drained, after") || !strings.Contains(out, "serves on") {
 		t.Errorf("a change with people on it: %s", out)
 	}
-	eventually(t, "they are on the other", func() bool { return e.list(jobs.Shard)[map[string]string{"one": "two", "two": "one"}[full]].Load.People == 2 })
+	eventually(t, "they are on the other", func() bool {
+		return e.list(jobs.Shard)[map[string]string{"one": "two", "two": "one"}[full]].Load.People == 2
+	})
 	if hosts, err := (&jobs.Cluster{Nomad: e.nomad}).Carried(t.Context()); err != nil || fmt.Sprint(hosts[e.host]) != "{1 2 0 0 0 }" {
 		t.Errorf("hosts: %+v, %v", hosts, err)
 	}

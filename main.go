@@ -45,7 +45,7 @@ func command() *cobra.Command {
 		SilenceUsage:  true,
 	}
 	root.AddCommand(devCommand(), runCommand(), roomCommand(), probeCommand())
-	root.AddCommand(agent.Commands(version())...)
+	root.AddCommand(agent.CommandsWith(version(), carried)...)
 	root.AddCommand(jobs.Commands(cluster)...)
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return fmt.Errorf("%w; %s --help lists the flags", err, c.CommandPath())

@@ -15,9 +15,12 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// Commands are the agent's part of the command table.
-func Commands(release string) []*cobra.Command {
-	all := []*cobra.Command{initCommand(release), joinCommand(release), leaveCommand(release), doctorCommand(release), statusCommand(release),
+// Commands are the agent's part of the command table, for who knows nothing of what hosts carry.
+func Commands(release string) []*cobra.Command { return CommandsWith(release, nil) }
+
+// CommandsWith are the same, where somebody does.
+func CommandsWith(release string, carried Carried) []*cobra.Command {
+	all := []*cobra.Command{initCommand(release), joinCommand(release), leaveCommand(release), doctorCommand(release), statusCommand(release, carried),
 		tokenCommand(release), hostCommand(release), adminCommand(release), caCommand(release), unsealCommand(release), backupCommand(release), restoreCommand(release), rebootCommand(release), dnsCommand(release)}
 	finish(all...)
 	return all

@@ -34,7 +34,8 @@ type Command struct {
 	Out      io.Writer // for people
 	Release  string    // of this binary
 
-	live bool // Out is a terminal that is drawn again and again
+	live    bool    // Out is a terminal that is drawn again and again
+	carried Carried // nil: nobody here knows what hosts carry
 }
 
 // say writes a line for people; with -o json it is an object with a text.

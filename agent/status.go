@@ -46,10 +46,24 @@ type HostReport struct {
 	Certificate time.Time `json:"certificate,omitzero"` // its end
 	Reaches     int       `json:"reaches"`              // peers, by control
 	Peers       int       `json:"peers"`
+	Load        *Load     `json:"load,omitempty"` // nil: not known here
 }
 
-func statusCommand(release string) *cobra.Command {
-	c := &Command{Release: release}
+// A Load is what a host carries for people just now.
+type Load struct {
+	Rooms  int     `json:"rooms"`           // of its shards
+	People int     `json:"people"`          // in those
+	Media  int     `json:"media"`           // people whose media its bridge carries
+	Mbit   float64 `json:"mbit"`            // per second that its bridge sends
+	Stress float64 `json:"stress"`          // of its bridge, from 0 to 1
+	Drain  string  `json:"drain,omitempty"` // draining or drained, of any of them
+}
+
+// Carried says what hosts carry, by name, as seen from the host whose root is given. The agent does not know jobs.
+type Carried func(ctx context.Context, root string) (map[string]Load, error)
+
+func statusCommand(release string, carried Carried) *cobra.Command {
+	c := &Command{Release: release, carried: carried}
 	var watch, once bool
 	cmd := &cobra.Command{Use: "status", Short: "Show the hosts of the cluster and the networks between them", Args: cobra.NoArgs,
 		Long: `Show the hosts of the cluster, who reaches whom in both networks, and on server hosts the last events. On a
@@ -83,6 +97,9 @@ func (c *Command) Status(ctx context.Context) error {
 		return errors.New("this host is in no cluster: plenum init or plenum join TOKEN")
 	}
 	r := w.report(ctx)
+	if c.carried != nil && w.is(join.RoleServer) {
+		r.carry(ctx, c.Root, c.carried)
+	}
 	if c.JSON {
 		_, err := c.Out.Write(append(marshal(r), '\n'))
 		return err
@@ -117,6 +134,21 @@ func terminal(w io.Writer) bool {
 	return err == nil
 }
 
+// carry adds what hosts carry.
+func (r *Report) carry(ctx context.Context, root string, carried Carried) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	loads, err := carried(ctx, root)
+	if err != nil {
+		r.Problems = append(r.Problems, "what hosts carry is not known: "+err.Error())
+		return
+	}
+	for i := range r.Hosts {
+		l := loads[r.Hosts[i].Host] // one that carries nothing is not listed
+		r.Hosts[i].Load = &l
+	}
+}
+
 // paint gives a word a colour where people see it. All colours are equally long, so that columns stay straight.
 func (c *Command) paint(state string) string {
 	if !c.live || os.Getenv("NO_COLOR") != "" {
@@ -147,6 +179,9 @@ func (c *Command) print(r Report) error {
 	if err := t.Flush(); err != nil {
 		return err
 	}
+	if err := c.loads(r); err != nil {
+		return err
+	}
 	for _, p := range overlay.Planes {
 		c.say("\n%s network, round trips", p)
 		c.matrix(r, p)
@@ -165,6 +200,23 @@ func (c *Command) print(r Report) error {
 		c.say("  %s", strings.Join(slices.DeleteFunc(words, func(w string) bool { return w == "" }), " "))
 	}
 	return nil
+}
+
+// loads prints what hosts carry, where that is known.
+func (c *Command) loads(r Report) error {
+	t := tabwriter.NewWriter(c.Out, 0, 8, 2, ' ', 0)
+	fmt.Fprint(t, "\nHOST\tROOMS\tPEOPLE\tMEDIA\tMBIT/S\tSTRESS\tDRAIN\n")
+	known := false
+	for _, h := range r.Hosts {
+		if l := h.Load; l != nil {
+			known = true
+			fmt.Fprintf(t, "%s\t%d\t%d\t%d\t%.1f\t%.2f\t%s\n", h.Host, l.Rooms, l.People, l.Media, l.Mbit, l.Stress, cmp.Or(l.Drain, "-"))
+		}
+	}
+	if !known {
+		return nil
+	}
+	return t.Flush()
 }
 
 // matrix prints one network as rows of hosts that look at columns of hosts.
