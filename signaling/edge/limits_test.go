@@ -31,7 +31,15 @@ func value(t *testing.T, addr, name string) (sum float64) {
 	if code != 200 {
 		t.Fatalf("HAProxy's metrics: %d %s", code, text)
 	}
-	found := false
+	if sum = sumOf(text, name); sum < 0 {
+		t.Fatalf("HAProxy has no metric %s", name)
+	}
+	return sum
+}
+
+// sumOf adds up a metric in the text of all; -1: it is not there.
+func sumOf(text, name string) float64 {
+	sum, found := 0.0, false
 	for line := range strings.Lines(text) {
 		if rest, ok := strings.CutPrefix(line, name); ok && (rest[0] == ' ' || rest[0] == '{') {
 			var v float64
@@ -41,7 +49,7 @@ func value(t *testing.T, addr, name string) (sum float64) {
 		}
 	}
 	if !found {
-		t.Fatalf("HAProxy has no metric %s", name)
+		return -1
 	}
 	return sum
 }
