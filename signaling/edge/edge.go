@@ -20,6 +20,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/google/renameio/v2"
@@ -214,6 +215,7 @@ func (e *Edge) tell(v View) {
 func (e *Edge) feed(ctx context.Context) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
+	there, began := false, time.Now()
 	for {
 		e.mu.Lock()
 		v := e.view
@@ -221,9 +223,17 @@ func (e *Edge) feed(ctx context.Context) {
 		e.look(ctx, v.Shards)
 		now := time.Now()
 		e.place.set(e.weigh(v.Shards, now))
-		if err := errors.Join(e.keep(v, now), e.apply(ctx, v, now)); err != nil && ctx.Err() == nil {
+		err := errors.Join(e.keep(v, now), e.apply(ctx, v, now))
+		var dial *net.OpError
+		switch absent := errors.As(err, &dial) && dial.Op == "dial"; {
+		case absent && !there && now.Sub(began) < startLimit: // it is started after this process
+		case err != nil && ctx.Err() == nil:
+			if absent {
+				err = fmt.Errorf("it does not run; start haproxy -f %s%s", e.cfg.Proxy.Path(fileConfig), e.obstacle())
+			}
 			e.complain("HAProxy cannot be told", err)
-		} else {
+		default:
+			there = true
 			clear(e.mute)
 		}
 		select {
@@ -233,6 +243,30 @@ func (e *Edge) feed(ctx context.Context) {
 		case <-tick.C:
 		}
 	}
+}
+
+// startLimit is how long HAProxy may take to be there at first.
+const startLimit = 5 * time.Second
+
+// obstacle says what keeps a HAProxy that does not run from its ports, as far as that can be seen from here.
+func (e *Edge) obstacle() string {
+	for _, addr := range []string{e.cfg.Proxy.HTTP, e.cfg.Proxy.HTTPS} {
+		if addr == "" {
+			continue
+		}
+		l, err := net.Listen("tcp", addr)
+		switch {
+		case err == nil:
+			l.Close()
+		case errors.Is(err, syscall.EADDRINUSE):
+			return fmt.Sprintf(": another program has %s, which is to be stopped first", addr)
+		case errors.Is(err, syscall.EACCES):
+			return fmt.Sprintf(" as root or with cap_net_bind_service: %s is for the privileged", addr)
+		default:
+			return fmt.Sprintf(": %v", err)
+		}
+	}
+	return ""
 }
 
 // complain logs what goes wrong every second once.
@@ -352,7 +386,18 @@ func (e *Edge) apply(ctx context.Context, v View, now time.Time) error {
 		known.down = has[name].down
 	}
 	_, err = e.servers(ctx, "bridges", bridges, bridgeOptions)
-	return errors.Join(err, e.ban(ctx, v.Bans, now), e.bound(ctx))
+	return errors.Join(err, e.end(ctx, v.Shards, has), e.ban(ctx, v.Bans, now), e.bound(ctx))
+}
+
+// end closes the sockets of shards that both the catalogue and HAProxy have lost. With a host that has no power they would
+// stay open in silence for the half a minute that clients take to give them up.
+func (e *Edge) end(ctx context.Context, shards []Shard, has map[string]server) (err error) {
+	for _, s := range shards {
+		if x := has[s.Name]; s.Ill && x.down && x.sessions != "0" {
+			err = errors.Join(err, e.haproxy.quiet(ctx, "shutdown sessions server shards/"+s.Name))
+		}
+	}
+	return err
 }
 
 // keep writes what HAProxy is to start with, if that has changed.

@@ -378,8 +378,16 @@ func TestPorts(t *testing.T) {
 
 // echo is a shard that says what sockets say.
 func echo(t testing.TB, name string) Shard {
+	return echoUntil(t, name, new(atomic.Bool))
+}
+
+// echoUntil is one that answers no checks once it is ill.
+func echoUntil(t testing.TB, name string, ill *atomic.Bool) Shard {
 	h := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("Upgrade") == "" {
+			if ill.Load() {
+				w.WriteHeader(http.StatusInternalServerError)
+			}
 			return
 		}
 		conn, buf, err := http.NewResponseController(w).Hijack()
@@ -469,6 +477,49 @@ func TestLinger(t *testing.T) {
 	first.Close()
 	second.Close()
 	until(t, "it is forgotten", func() bool { _, ok := has("muc-1"); return !ok })
+}
+
+// TestLost (E42) has a shard fall silent with its sockets open. They are closed as soon as both HAProxy and the catalogue have
+// lost it, and not while only one of them says so.
+func TestLost(t *testing.T) {
+	leaks(t)
+	s := start(t, Config{})
+	var ill atomic.Bool
+	shard := echoUntil(t, "muc-1", &ill)
+	down := func(want bool) func() bool {
+		return func() bool {
+			all, err := s.edge.haproxy.servers(t.Context(), "shards")
+			return err == nil && all["muc-1"].ready && all["muc-1"].down == want
+		}
+	}
+	s.views <- View{Shards: []Shard{shard}}
+	until(t, "the shard serves", down(false))
+	c, why := s.socket(t)
+	if why != "" {
+		t.Fatal(why)
+	}
+	defer c.Close()
+	shard.Ill = true
+	s.views <- View{Shards: []Shard{shard}}
+	until(t, "the edge knows", func() bool { return len(s.views) == 0 })
+	for began := time.Now(); time.Since(began) < 2500*time.Millisecond; time.Sleep(50 * time.Millisecond) { // two looks
+		if err := hello(c); err != nil {
+			t.Fatalf("the catalogue alone ends sockets: %v", err)
+		}
+	}
+	shard.Ill = false
+	s.views <- View{Shards: []Shard{shard}}
+	ill.Store(true)
+	until(t, "HAProxy has lost it", down(true))
+	for began := time.Now(); time.Since(began) < 2500*time.Millisecond; time.Sleep(50 * time.Millisecond) {
+		if err := hello(c); err != nil {
+			t.Fatalf("HAProxy alone ends sockets: %v", err)
+		}
+	}
+	shard.Ill = true
+	s.views <- View{Shards: []Shard{shard}}
+	_ = c.SetDeadline(time.Now().Add(time.Minute))
+	until(t, "the socket is closed", func() bool { return hello(c) != nil })
 }
 
 // TestFull (E1): a HAProxy with few files refuses who is too many, and goes on with who is there.
