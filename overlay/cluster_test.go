@@ -20,6 +20,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -157,7 +158,10 @@ func newCluster(t netlab.TB, backend map[overlay.Plane]string) *cluster {
 	dir, err := os.MkdirTemp("", "ov") // short: the path of a socket has 107 bytes
 	check(t, err)
 	lab := netlab.New(t)
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	t.Cleanup(func() {
+		races(t, dir)
+		os.RemoveAll(dir)
+	})
 	if backend == nil {
 		backend = map[overlay.Plane]string{overlay.Control: "nebula", overlay.Media: "wireguard"}
 	}
@@ -166,6 +170,23 @@ func newCluster(t netlab.TB, backend map[overlay.Plane]string) *cluster {
 	return &cluster{t: t, lab: lab, authority: newAuthority(t), dir: dir, backend: backend, every: "300ms", binary: binary,
 		overlay: []string{binary, "run-overlay"},
 		allow:   []overlay.Rule{{From: []string{"any"}, To: []string{"any"}, Proto: "any", Ports: "any"}}}
+}
+
+// races fails the test for races that the processes of hosts have found in our code. Nebula has one of its own, between a
+// handshake that ends and a packet that waits for it.
+func races(t netlab.TB, dir string) {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(dir, "*", "race.*"))
+	check(t, err)
+	for _, f := range files {
+		text, err := os.ReadFile(f)
+		check(t, err)
+		for report := range strings.SplitSeq(string(text), "==================") {
+			if accesses, _, _ := strings.Cut(report, "\nGoroutine "); strings.Contains(accesses, "plenum/overlay") {
+				t.Fatalf("%s", report)
+			}
+		}
+	}
 }
 
 // add makes a host on a switch and everything the overlay needs on it; start starts it.
@@ -300,7 +321,9 @@ func (n *node) start() {
 	n.cluster.t.Helper()
 	n.write()
 	args := append(slices.Clone(n.cluster.overlay), "--root", n.root, "--probe-every", n.cluster.every)
-	n.process = n.StartCmd(exec.Command(args[0], args[1:]...))
+	cmd := exec.Command(args[0], args[1:]...)
+	cmd.Env = append(os.Environ(), "GORACE=log_path="+filepath.Join(n.root, "race"))
+	n.process = n.StartCmd(cmd)
 }
 
 // status asks the process; the zero Status when it does not answer.
