@@ -240,6 +240,11 @@ func (l *lab) tokenAttacks(t *testing.T) {
 	c.Host = first.host
 	_, err = c.Enrol(ctx, l.token("ber", RoleBridge), request("b3", thief))
 	wantRefusal(t, "signed by another key", ReasonSignature, err)
+	if lines := l.audited(func(e Event) bool {
+		return e.What == "enrol" && e.Reason == ReasonSignature && e.Admin == "ada" && e.Token != ""
+	}); len(lines) != 1 {
+		t.Errorf("%d audit lines name who made the token that was refused before it was looked up", len(lines))
+	}
 
 	_, err = l.admin.TokenCreate(ctx, TokenRequest{Region: "ber", Roles: []string{"root"}})
 	wantRefusal(t, "a role that is none", ReasonBad, err)
