@@ -219,7 +219,7 @@ within half a minute and renew; the next one waits until all have. gossip change
 				return orJSON(c, s, err)
 			}
 			if s.Sealed {
-				return errors.New("Vault is sealed: plenum unseal")
+				return errors.New("nobody knows while Vault is sealed: plenum unseal")
 			}
 			c.say("generation %d, stage %s; hosts that have not renewed since: %s", s.Generation, cmp.Or(s.Stage, "none"), cmp.Or(strings.Join(s.Late, ", "), "none"))
 			return nil
