@@ -66,11 +66,13 @@ func Run(ctx context.Context, o Options) error {
 	w.log, w.release = o.Log, o.Release
 	w.say = func(format string, args ...any) { o.Log.Info(fmt.Sprintf(format, args...)) }
 	l := &loop{o: o, work: w, log: o.Log, metrics: newMetrics()}
+	a := w.answer
+	l.answer.Store(&a)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return l.keep(ctx) })
 	g.Go(func() error { return l.serve(ctx) })
 	g.Go(func() error { return l.register(ctx) })
-	if w.is(join.RoleServer) {
+	if slices.Contains(a.Roles, join.RoleServer) {
 		g.Go(func() error { return l.joinService(ctx) })
 	}
 	err = g.Wait()
@@ -81,7 +83,7 @@ func Run(ctx context.Context, o Options) error {
 // A loop is the agent's process.
 type loop struct {
 	o       Options
-	work    *work // of keep's goroutine
+	work    *work // of keep's goroutine; its facts, configuration and host do not change
 	log     *slog.Logger
 	metrics *metrics
 	answer  atomic.Pointer[join.Answer] // what the other goroutines see
@@ -100,8 +102,6 @@ type loop struct {
 
 // keep observes, plans and applies.
 func (l *loop) keep(ctx context.Context) error {
-	a := l.work.answer
-	l.answer.Store(&a)
 	tick := time.NewTicker(duration(l.work.cfg.Every))
 	defer tick.Stop()
 	said := ""
@@ -198,7 +198,7 @@ func (l *loop) serve(ctx context.Context) error {
 		}
 	})
 	s := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 5 * time.Second, WriteTimeout: 10 * time.Second, MaxHeaderBytes: 8 << 10}
-	address := netip.AddrPortFrom(l.work.answer.Control.Addr(), Metrics).String()
+	address := netip.AddrPortFrom(l.answer.Load().Control.Addr(), Metrics).String()
 	stop := context.AfterFunc(ctx, func() { _ = s.Close() })
 	defer stop()
 	for {

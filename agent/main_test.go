@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -209,13 +210,18 @@ func (b *box) killed(args ...string) (times int) {
 	}
 }
 
+// raceOfOurs is a report in which one of the two accesses is by a function of ours.
+var raceOfOurs = regexp.MustCompile(`(?i)(?:read|write) at .*\n\s+plenum/`)
+
 // races fails the test where a program of ours that the race detector is in found one: nobody sees how it ends.
 func (c *cluster) races() {
 	logs, _ := filepath.Glob(filepath.Join(c.dir, "*/var/log/plenum/plenum-*.log"))
 	for _, path := range logs {
 		text, _ := os.ReadFile(path)
-		if i := bytes.Index(text, []byte("WARNING: DATA RACE")); i >= 0 {
-			c.t.Errorf("%s:\n%s", path, text[i:min(len(text), i+3000)])
+		for i, report := range strings.Split(string(text), "WARNING: DATA RACE") {
+			if i > 0 && raceOfOurs.MatchString(report) { // Nebula has one of its own, in the list of a peer's relays
+				c.t.Errorf("%s:\n%s", path, report[:min(len(report), 3000)])
+			}
 		}
 	}
 }

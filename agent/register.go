@@ -66,32 +66,17 @@ func (l *loop) register(ctx context.Context) error {
 	defer tick.Stop()
 	written := ""
 	for {
-		if a := l.answer.Load(); a != nil {
-			var err error
-			written, err = l.beat(ctx, *a, written)
-			if err != nil && ctx.Err() == nil {
-				l.log.Debug("register", "err", err)
-			}
-			if err != nil { // sooner than the next beat: Consul may have just begun
-				select {
-				case <-ctx.Done():
-					return nil
-				case <-time.After(time.Second):
-				}
-				continue
-			}
-		} else {
-			select {
-			case <-ctx.Done():
-				return nil
-			case <-time.After(50 * time.Millisecond):
-			}
-			continue
+		var err error
+		written, err = l.beat(ctx, *l.answer.Load(), written)
+		next := tick.C
+		if err != nil { // sooner than the next beat: Consul may have just begun
+			l.log.Debug("register", "err", err)
+			next = time.After(time.Second)
 		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-tick.C:
+		case <-next:
 		}
 	}
 }
