@@ -24,6 +24,7 @@ import (
 
 // A person is one participant as its own process tells of it.
 type person struct {
+	Number   int // of the crowd, from 0 on
 	Room, ID string
 	In       time.Time // when it got into the room that it is in: joined, or resumed there
 	Heard    time.Time // when it last heard somebody; zero: not since it got in
@@ -66,6 +67,7 @@ func crowd() {
 		}
 	}()
 	var here sync.WaitGroup
+	number := 0
 	orders := bufio.NewScanner(os.Stdin)
 	for orders.Scan() {
 		f := strings.Fields(orders.Text())
@@ -74,7 +76,8 @@ func crowd() {
 		case "join":
 			n, _ := strconv.Atoi(f[2])
 			for range n {
-				g := &guest{url: "http://" + door.Addr().String(), room: f[1]}
+				g := &guest{number: number, url: "http://" + door.Addr().String(), room: f[1]}
+				number++
 				g.ctx, g.leave = context.WithCancel(ctx)
 				all = append(all, g)
 				here.Go(g.stay)
@@ -121,6 +124,7 @@ func openDoor(ctx context.Context, door net.Listener, edges []string) {
 
 // A guest stays in a room until told to leave, and comes again whenever it is out.
 type guest struct {
+	number    int
 	url, room string
 	ctx       context.Context
 	leave     context.CancelFunc
@@ -182,7 +186,7 @@ func (g *guest) stay() {
 func (g *guest) tell() person {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	o := person{Room: g.room, In: g.in, Returns: g.returns, Reloads: g.reloads}
+	o := person{Number: g.number, Room: g.room, In: g.in, Returns: g.returns, Reloads: g.reloads}
 	if g.err != nil {
 		o.Err = g.err.Error()
 	}
@@ -212,8 +216,8 @@ type place struct {
 
 	mu     sync.Mutex
 	last   news
-	silent map[string]time.Duration // by person: the longest that it heard nobody, since calm
-	more   chan struct{}            // closed at the next news
+	silent map[int]time.Duration // by person: the longest that it heard nobody, since calm
+	more   chan struct{}         // closed at the next news
 }
 
 // newPlace has people at a host who come by edges, the first of those that answer.
@@ -223,7 +227,7 @@ func newPlace(t *testing.T, h *netlab.Host, edges ...*member) *place {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &place{t: t, silent: map[string]time.Duration{}, more: make(chan struct{})}
+	p := &place{t: t, silent: map[int]time.Duration{}, more: make(chan struct{})}
 	args := []string{"crowd"} // which it is when it is called so: see TestMain
 	for _, m := range edges {
 		p.edges = append(p.edges, net.JoinHostPort(m.Addr().String(), "80"))
@@ -246,8 +250,12 @@ func newPlace(t *testing.T, h *netlab.Host, edges ...*member) *place {
 		p.hear(out)
 	}()
 	t.Cleanup(func() {
-		orders.Close()
-		_ = process.Stop(10 * time.Second)
+		orders.Close() // everybody leaves
+		select {
+		case <-process.Done():
+		case <-time.After(15 * time.Second):
+			process.Kill()
+		}
 		<-heard
 		out.Close()
 	})
@@ -262,10 +270,9 @@ func (p *place) hear(r io.Reader) {
 		}
 		p.mu.Lock()
 		p.last = n
-		for i, o := range n.People {
+		for _, o := range n.People {
 			if !o.Heard.IsZero() {
-				key := fmt.Sprint(o.Room, i)
-				p.silent[key] = max(p.silent[key], n.At.Sub(o.Heard))
+				p.silent[o.Number] = max(p.silent[o.Number], n.At.Sub(o.Heard))
 			}
 		}
 		close(p.more)
@@ -303,10 +310,8 @@ func (p *place) calm() {
 func (p *place) silence(rooms string) (worst time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for key, d := range p.silent {
-		if strings.HasPrefix(key, rooms) {
-			worst = max(worst, d)
-		}
+	for _, o := range p.last.in(rooms) {
+		worst = max(worst, p.silent[o.Number])
 	}
 	return worst
 }
@@ -357,9 +362,9 @@ func (p *place) back(rooms string, size int, since time.Time, within time.Durati
 	took := map[int]time.Duration{}
 	p.until(within, "everybody is back in "+rooms, func(n news) bool {
 		some := n.in(rooms)
-		for i, o := range some {
-			if _, ok := took[i]; !ok && o.In.After(since) && o.Heard.After(o.In) && n.At.Sub(o.Heard) < time.Second && o.Members == size {
-				took[i] = n.At.Sub(since)
+		for _, o := range some {
+			if _, ok := took[o.Number]; !ok && o.In.After(since) && o.Heard.After(o.In) && n.At.Sub(o.Heard) < time.Second && o.Members == size {
+				took[o.Number] = n.At.Sub(since)
 			}
 		}
 		return len(took) == len(some)
