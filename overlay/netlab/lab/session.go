@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"path"
 	"strings"
 	"time"
 )
@@ -185,7 +186,7 @@ func (c *cluster) traced(room string) (string, error) {
 	regions := map[string]bool{}
 	for _, s := range view.Shards {
 		for _, p := range s.Focus.Participants {
-			where = append(where, p.Region+" on "+p.Bridge)
+			where = append(where, p.Region+" on "+path.Base(p.Bridge)) // a JID, by its resource
 			regions[p.Region] = true
 		}
 	}
