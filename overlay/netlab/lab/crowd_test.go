@@ -316,10 +316,10 @@ func (p *place) silence(rooms string) (worst time.Duration) {
 	return worst
 }
 
-// in are those of the rooms that begin so.
+// in are those of the rooms that begin so, or with any of several words.
 func (n news) in(rooms string) (some []person) {
 	for _, o := range n.People {
-		if strings.HasPrefix(o.Room, rooms) {
+		if slices.ContainsFunc(strings.Fields(rooms), func(word string) bool { return strings.HasPrefix(o.Room, word) }) {
 			some = append(some, o)
 		}
 	}

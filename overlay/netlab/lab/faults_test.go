@@ -14,11 +14,14 @@ import (
 	"time"
 )
 
+// numbered names a room so that no name is the beginning of another.
+func numbered(prefix string, i int) string { return fmt.Sprintf("%s%02d", prefix, i) }
+
 // fill opens rooms of two people each, on a shard if one is named.
 func fill(p *place, prefix string, rooms int, shard ...string) {
 	p.t.Helper()
 	for i := range rooms {
-		p.join(strings.Join(append([]string{fmt.Sprint(prefix, i)}, shard...), "_"), 2)
+		p.join(strings.Join(append([]string{numbered(prefix, i)}, shard...), "_"), 2)
 	}
 	p.talk(prefix, 2*rooms)
 }
@@ -93,7 +96,7 @@ func edgeLost(w *town) {
 	if d := people.silence("edge"); d > 2*time.Second {
 		w.Errorf("somebody heard nobody for %v", d)
 	}
-	if _, shard, err := w.owner(w.member("muc-1"), "edge0_ber-a"); err != nil || shard != "ber-a" {
+	if _, shard, err := w.owner(w.member("muc-1"), "edge00_ber-a"); err != nil || shard != "ber-a" {
 		w.Errorf("the other edge says that the room is on %q, %v", shard, err)
 	}
 	lift()
@@ -194,8 +197,8 @@ func mixedVersions(w *town) {
 		w.check(err)
 		return all[host].Load.People
 	}
-	muc.join("old0", 1)
-	muc.talk("old0", 1)
+	muc.join("old00", 1)
+	muc.talk("old00", 1)
 	if n := served(muc2.name); n != 0 {
 		w.Errorf("%d people of a conference of the old version are on the new bridge", n)
 	}
@@ -203,13 +206,13 @@ func mixedVersions(w *town) {
 	if n := served(muc2.name); n != 2 {
 		w.Errorf("%d people of a new conference are on the new bridge", n)
 	}
-	ham.join("new0", 1)
-	ham.talk("new0", 1)
+	ham.join("new00", 1)
+	ham.talk("new00", 1)
 	if n := served(muc2.name); n != 3 {
 		w.Errorf("%d of 3 people of a conference of the new version are on a bridge of it", n)
 	}
 	for _, p := range []*place{ham, muc} {
-		for _, rooms := range []string{"old0", "new0"} {
+		for _, rooms := range []string{"old00", "new00"} {
 			p.leave(rooms)
 		}
 	}
@@ -376,7 +379,7 @@ func hostLost(w *town) {
 	fill(people, "host", rooms)
 	var here []string
 	for i := range rooms {
-		room := fmt.Sprint("host", i)
+		room := numbered("host", i)
 		if _, shard, err := w.owner(muc1, room); err == nil && shard == "muc-b" {
 			here = append(here, room)
 		}
@@ -391,11 +394,7 @@ func hostLost(w *town) {
 	began := time.Now()
 	muc2.cable.Down()
 	muc2.powerOff()
-	var took []time.Duration
-	for _, room := range here {
-		took = append(took, people.back(room+"", 2, began, 90*time.Second)...)
-	}
-	slices.Sort(took)
+	took := people.back(strings.Join(here, " "), 2, began, 90*time.Second)
 	people.talk("host", 2*rooms)
 	w.Logf("host lost: %d people of %d rooms are back with media: p50 %v, p95 %v; all %d, of whom it carried %d, hear each other after %v",
 		len(took), len(here), median(took), p95(took), 2*rooms, carried, time.Since(began).Round(100*time.Millisecond))
@@ -415,7 +414,7 @@ func hostLost(w *town) {
 
 	owners := map[string]string{}
 	for i := range rooms {
-		_, owners[fmt.Sprint("host", i)], err = w.owner(muc1, fmt.Sprint("host", i))
+		_, owners[numbered("host", i)], err = w.owner(muc1, numbered("host", i))
 		w.check(err)
 	}
 	people.talk("host", 2*rooms)
