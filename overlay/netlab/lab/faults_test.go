@@ -388,7 +388,7 @@ func hostLost(w *town) {
 	w.check(err)
 	carried := all[muc2.name].Load.People
 	if len(here) == 0 || carried == 0 {
-		w.Errorf("the host had %d rooms and carried %d people: too little is tried", len(here), carried)
+		w.Fatalf("the host had %d rooms and carried %d people: too little is tried", len(here), carried)
 	}
 	was := w.allocated()
 	began := time.Now()
