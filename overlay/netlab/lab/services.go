@@ -230,7 +230,7 @@ func (c *cluster) watched(m *member) (netip.AddrPort, error) {
 			err = fmt.Errorf("there are %d", len(all))
 		}
 		if err != nil {
-			return fmt.Errorf("Prometheus: %w", err)
+			return fmt.Errorf("no Prometheus: %w", err)
 		}
 		ip, err := netip.ParseAddr(all[0].Service.Address)
 		at = netip.AddrPortFrom(ip, all[0].Service.Port)
@@ -267,7 +267,7 @@ func (c *cluster) watched(m *member) (netip.AddrPort, error) {
 		}
 		return err
 	}); err != nil {
-		return netip.AddrPort{}, fmt.Errorf("Prometheus does not see everything: %w", err)
+		return netip.AddrPort{}, fmt.Errorf("not all is seen by Prometheus: %w", err)
 	}
 	return m.door(at)
 }
