@@ -164,9 +164,9 @@ func (c *cluster) helper() (string, error) {
 esac
 host=$1; shift
 [ $# -gt 0 ] || set -- bash
-case "$1 $2" in
-"plenum probe"|"plenum room"|"plenum run"|"plenum ") ;;
-plenum\ *) set -- "$@" --root %[1]s/$host ;;
+case "$1 $2 $3" in
+"plenum probe "*|"plenum room list"|"plenum room pin"|"plenum run "*|"plenum  ") ;;
+"plenum "*) set -- "$@" --root %[1]s/$host ;;
 esac
 exec nsenter -t $pid -a --wdns="$PWD" env HOME=%[1]s/$host PATH=%[2]s:$PATH NOMAD_ADDR=https://127.0.0.1:4646 NOMAD_TLS_SERVER_NAME=localhost \
 	NOMAD_CACERT=%[1]s/$host/var/lib/plenum/tls/ca.pem NOMAD_TOKEN=%[3]s CONSUL_HTTP_TOKEN=%[4]s "$@"

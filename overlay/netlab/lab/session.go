@@ -80,7 +80,7 @@ func session(c *cluster, measured bool) error {
 		links[i] += "/" + room
 	}
 	return c.rest(ways+":\n"+strings.Join(links, "\n"),
-		"plenum shard add muc-2 --region muc", "plenum shard drain muc-1", "plenum bridge list", "nomad job status")
+		"plenum shard add muc-2 --region muc", "plenum shard drain muc-1", "plenum bridge list", "plenum room trace "+room, "nomad job status")
 }
 
 // firsts are the first hosts with a role, one of each region.
