@@ -194,6 +194,7 @@ func TestEdge(t *testing.T) {
 		awaitThat(t, "both bridges are there", func() bool { return g.edge.metric(`plenum_edge_servers{backend="bridges"}`) == 2 })
 	}
 
+	before := []string{muc.incarnation(), ber.incarnation()}
 	for i := range 3 { // by what bridges carry alone, one of these rooms would be on the other one
 		ber.join(fmt.Sprint("far", i), false)
 		ber.join(fmt.Sprint("far", i), true)
@@ -272,6 +273,42 @@ func TestEdge(t *testing.T) {
 	for _, p := range []*client.Participant{first, third} {
 		await(t, p, mediaLimit, "still hears the other", func(s client.Stats) bool { return heardSince(s, since) == 1 })
 	}
+	c.kill(syscall.SIGTERM)
+	catalogue, err := api.NewClient(&api.Config{Address: w.consul})
+	if err == nil {
+		err = catalogue.Agent().ServiceDeregister("muc-3")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, g := range []*portal{muc, ber} {
+		awaitThat(t, "the shard that went is forgotten", func() bool { return g.edge.metric(`plenum_edge_servers{backend="shards"}`) == 2 })
+		if now := g.incarnation(); now != before[i] {
+			t.Errorf("HAProxy was %s and is %s: it was reloaded", before[i], now)
+		}
+	}
+}
+
+// incarnation tells one start of HAProxy from another: the process that answers.
+func (g *portal) incarnation() string {
+	g.t.Helper()
+	conn, err := net.Dial("unix", filepath.Join(g.dir, "admin.sock"))
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := io.WriteString(conn, "show info\n"); err != nil {
+		g.t.Fatal(err)
+	}
+	text, err := io.ReadAll(conn)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	pid := 0
+	for line := range strings.Lines(string(text)) {
+		_, _ = fmt.Sscanf(line, "Pid: %d", &pid)
+	}
+	return fmt.Sprintf("process %d, started as %d", pid, g.haproxy.Process.Pid)
 }
 
 // TestEdgeRestarts restarts both parts of an edge while a hundred rooms are open: none moves. HAProxy starts with all

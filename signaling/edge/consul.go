@@ -83,7 +83,7 @@ func (c *Consul) Watch(ctx context.Context, tell func(View)) error {
 // follow asks one question again and again, each time until its answer changes.
 func (c *Consul) follow(ctx context.Context, kind int, ask func(*api.QueryOptions) (func(*View), *api.QueryMeta, error), tell func(View)) {
 	var index uint64
-	failed := false
+	failed, hidden := false, false
 	for ctx.Err() == nil {
 		wait, cancel := context.WithTimeout(ctx, 2*patience) // a frozen agent says nothing at all
 		take, meta, err := ask((&api.QueryOptions{WaitIndex: index, WaitTime: patience, AllowStale: true}).WithContext(wait))
@@ -98,6 +98,10 @@ func (c *Consul) follow(ctx context.Context, kind int, ask func(*api.QueryOption
 			case <-time.After(time.Second):
 			}
 			continue
+		}
+		if meta.ResultsFilteredByACLs && !hidden {
+			hidden = true
+			c.Log.Warn("the catalogue hides services from this edge: give it a token that reads them, in CONSUL_HTTP_TOKEN")
 		}
 		if failed {
 			failed = false

@@ -1,6 +1,7 @@
 package edge
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
@@ -18,6 +19,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/consul/api"
+	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 
@@ -323,4 +326,68 @@ func TestAuthorityRefuses(t *testing.T) {
 	if text := log.String(); strings.Count(text, "\n") != 1 || !strings.Contains(text, name) {
 		t.Errorf("the log:\n%s", text)
 	}
+}
+
+// TestComplaints: what an operator has to mend is named in the log, once, with how.
+func TestComplaints(t *testing.T) {
+	leaks(t)
+	log := &lines{}
+	logger := slog.New(slog.NewTextHandler(log, nil))
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	blind := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { // as Consul answers who has no token
+		w.Header().Set("X-Consul-Index", "7")
+		w.Header().Set("X-Consul-LastContact", "0")
+		w.Header().Set("X-Consul-KnownLeader", "true")
+		w.Header().Set("X-Consul-Results-Filtered-By-Acls", "true")
+		if r.FormValue("index") == "7" {
+			<-r.Context().Done()
+			return
+		}
+		fmt.Fprint(w, "[]")
+	}))
+	t.Cleanup(blind.Close)
+	client, err := api.NewClient(&api.Config{Address: strings.TrimPrefix(blind.URL, "http://"), Transport: &http.Transport{DisableKeepAlives: true}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := New(Config{Proxy: Proxy{Dir: t.TempDir(), Region: "muc", HTTP: taken.Addr().String(), Offload: freeAddr(t), Answer: "127.0.0.1:1"},
+		Catalog: &Consul{Client: client, Log: logger}, Domain: "meet.example", Log: logger})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() { ended <- e.Run(ctx) }()
+	defer func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}()
+	for _, want := range []string{"CONSUL_HTTP_TOKEN", "it does not run; start haproxy -f " + e.cfg.Proxy.Path(fileConfig) + ": another program has " + taken.Addr().String()} {
+		for end := time.Now().Add(20 * time.Second); !strings.Contains(log.String(), want); time.Sleep(20 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("the log has no %q:\n%s", want, log)
+			}
+		}
+	}
+	rounds := e.metrics.errors
+	until(t, "it goes on", func() bool { return counted(t, rounds) >= 3 })
+	if n := strings.Count(log.String(), "it does not run"); n != 1 {
+		t.Errorf("said %d times:\n%s", n, log)
+	}
+}
+
+// counted is the value of a counter.
+func counted(t *testing.T, c prometheus.Counter) float64 {
+	t.Helper()
+	var m dto.Metric
+	if err := c.Write(&m); err != nil {
+		t.Fatal(err)
+	}
+	return m.GetCounter().GetValue()
 }

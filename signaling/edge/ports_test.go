@@ -1,6 +1,7 @@
 package edge
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"io"
@@ -17,7 +18,8 @@ import (
 )
 
 // TestFewPorts (E3) has HAProxy on a host with 64 ports for connections of its own take 200 short requests of 200 clients:
-// none fails, for connections to a shard are used again, and its metric of failures stays 0.
+// none fails, for connections to a shard are used again, and its metric of failures stays 0. Sockets hold a port each: when
+// there are no more, the metric tells, newcomers are refused, and those that are open go on.
 //
 //	client ─── edge ─── shard
 func TestFewPorts(t *testing.T) {
@@ -35,7 +37,19 @@ func TestFewPorts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, r.URL.RawQuery) })}
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Upgrade") == "" {
+			_, _ = io.WriteString(w, r.URL.RawQuery)
+			return
+		}
+		conn, buf, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		_, _ = io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n")
+		_, _ = io.Copy(conn, buf)
+	})}
 	ended := make(chan error)
 	go func() { ended <- server.Serve(l) }()
 	t.Cleanup(func() { server.Close(); <-ended })
@@ -74,9 +88,47 @@ func TestFewPorts(t *testing.T) {
 			}
 		}
 	}
-	_, text := ask(":9719/metrics")
-	errors := sumOf(text, `haproxy_backend_connection_errors_total{proxy="shards"}`)
-	if failed > 0 || errors != 0 {
-		t.Errorf("%d of 200 requests failed, HAProxy counts %v connections that did\n%s", failed, errors, process.Output())
+	errors := func() float64 {
+		_, text := ask(":9719/metrics")
+		return sumOf(text, `haproxy_backend_connection_errors_total{proxy="shards"}`)
+	}
+	if n := errors(); failed > 0 || n != 0 {
+		t.Errorf("%d of 200 requests failed, HAProxy counts %v connections that did\n%s", failed, n, process.Output())
+	}
+	var open []net.Conn
+	defer func() {
+		for _, c := range open {
+			c.Close()
+		}
+	}()
+	refused := 0
+	for range 80 {
+		c, err := client.Dial(t.Context(), "tcp", net.JoinHostPort(public, "80"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = c.SetDeadline(time.Now().Add(30 * time.Second))
+		fmt.Fprintf(c, "GET /xmpp-websocket?room=a HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
+		res, err := http.ReadResponse(bufio.NewReader(c), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if res.StatusCode == http.StatusSwitchingProtocols {
+			open = append(open, c)
+			continue
+		}
+		c.Close()
+		if refused++; res.StatusCode != http.StatusServiceUnavailable || refused == 2 {
+			break // each takes as long as HAProxy tries
+		}
+	}
+	t.Logf("%d sockets are open, %v connections failed", len(open), errors())
+	if len(open) < 50 || len(open) > 64 || refused == 0 || errors() == 0 {
+		t.Errorf("%d sockets are open, %d were refused, HAProxy counts %v connections that failed", len(open), refused, errors())
+	}
+	for i, c := range open {
+		if err := hello(c); err != nil {
+			t.Errorf("socket %d: %v", i, err)
+		}
 	}
 }
