@@ -66,7 +66,13 @@ func (c *Command) work() (*work, io.Closer, error) {
 		return w, io.NopCloser(nil), nil
 	}
 	lock, err := w.host.Lock(lockFile, true)
-	return w, lock, err
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := w.reload(); err != nil { // the agent may have renewed certificates while this waited for it
+		return nil, nil, errors.Join(err, lock.Close())
+	}
+	return w, lock, nil
 }
 
 // printPlan prints what is to be done, and what stands in the way of it. Before it is done a plan of nothing is not
