@@ -25,7 +25,8 @@ run: build ## start a call server on this machine and print a room link
 test: ## every test, those with a real browser included
 	@$(needs); $(servers)
 	$(GO) test $(TESTFLAGS) $$($(GO) list ./... | grep -v -e /overlay -e /agent$$)
-	$(GO) test -p 1 -parallel 1 $(TESTFLAGS) ./overlay/... ./agent # they count each lost packet: alone on the machine
+	$(GO) test -p 1 -parallel 4 $(TESTFLAGS) ./overlay/... # those that count each lost packet run alone
+	$(GO) test -p 1 -parallel 1 $(TESTFLAGS) ./agent
 
 check: lint ## the whole gate: format, vet, staticcheck, govulncheck, and every test with the race detector
 	@$(needs); $(servers)
@@ -49,16 +50,17 @@ bench: ## what forwarding a packet costs, as a ratio to the limit: the tables of
 networks: ## calls over the standard bad networks: the table of docs/PERFORMANCE.md, in three minutes
 	$(GO) test -run '^$$' -bench Networks -benchtime 1x -timeout 20m . $(BENCHFLAGS)
 
-chaos: ## cuts, restarts and floods in full length: the recovery times of docs/PERFORMANCE.md, in five minutes
-	PLENUM_CHAOS=1 $(GO) test -v -count=1 -run 'Cuts|Restarts|Asleep|NewAddress|Flood|School|Killed|Waterfall|Loud|OneOwner|HostLost|Drained' -timeout 60m .
+chaos: ## cuts, restarts and faults of hosts in full length: the recovery times of docs/PERFORMANCE.md, in some hours
+	PLENUM_CHAOS=1 $(GO) test -v -count=1 -run 'Cuts|Restarts|Asleep|NewAddress|Flood|School|Killed|Waterfall|Loud|OneOwner|HostLost|Drained|Uplink|StressRises' -timeout 60m .
 	PLENUM_CHAOS=1 $(GO) test -v -count=1 -timeout 60m ./agent
+	PLENUM_CHAOS=1 $(GO) test -v -count=1 -timeout 60m -run TestLab ./overlay/netlab/lab
 
 soak: ## an hour of people who come and go: memory, goroutines and sockets stay as they were
 	PLENUM_SOAK=1 $(GO) test -v -count=1 -run TestSoak -timeout 90m .
 
 lab: build ## shards, edges and bridges on three test hosts in two regions, and a room link; LAB_ONCE=1 proves it and ends
 	@$(needs); $(servers)
-	$(GO) run ./overlay/netlab/lab -call -plenum ./plenum
+	$(GO) run ./overlay/netlab/lab -call -plenum ./plenum $(LABFLAGS)
 
 lab-hosts: build ## a cluster on test hosts: a server (SERVERS=3: three), three hosts, two regions; LAB_ONCE=1 proves it and ends
 	@$(needs); $(servers)
