@@ -341,7 +341,6 @@ func TestJobs(t *testing.T) {
 	t.Logf("shard rm → the bridge told after %v", time.Since(removed).Round(time.Millisecond))
 
 	eventually(t, "the list of the other shard has changed", func() bool { return !strings.Contains(e.read("shard-muc-2", "shard/local/shards"), "muc-1") })
-	pause(t.Context(), 2*watchEvery) // it looks by itself
 
 	// With nobody to give its rooms to, a shard waits for its people.
 	cmd := exec.Command(e.binary, "shard", "drain", "muc-2", "--force")

@@ -268,6 +268,9 @@ func obey(ctx context.Context, signals <-chan os.Signal, log *slog.Logger, reg p
 				if leaving = leaving || s == syscall.SIGQUIT; stage == draining {
 					continue
 				}
+				if files.changed() { // its rooms go to shards that are there now
+					again()
+				}
 				enter(draining, "drain begins")
 				var drain context.Context
 				drain, cancel = context.WithCancel(ctx)

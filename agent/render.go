@@ -117,7 +117,9 @@ func (v *view) nomad() []byte {
 		server := object{"enabled": true, "raft_multiplier": 1, "heartbeat_grace": "10s",
 			"min_heartbeat_ttl":   "4s", // a new node is ready with its first heartbeat, which comes within this
 			"client_introduction": object{"enforcement": "strict"},
-			"server_join":         object{"retry_join": v.others(), "retry_interval": "1s"}}
+			"default_scheduler_config": object{"memory_oversubscription_enabled": true, // jobs have a memory_max
+				"preemption_config": object{"system_scheduler_enabled": true}},
+			"server_join": object{"retry_join": v.others(), "retry_interval": "1s"}}
 		if v.first {
 			server["bootstrap_expect"] = 1
 		}

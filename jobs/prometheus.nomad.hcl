@@ -137,8 +137,7 @@ job "prometheus" {
 
       template {
         destination     = "${NOMAD_TASK_DIR}/prometheus.yml"
-        change_mode     = "signal"
-        change_signal   = "SIGHUP"
+        change_mode     = "noop" # nothing in it changes but with the job
         left_delimiter  = "[[["
         right_delimiter = "]]]"
         data = join("", concat([replace(file("monitoring/prometheus.yml"), "127.0.0.1:8500", trimprefix(var.consul, "http://"))], length(var.alertmanagers) == 0 ? [] :
@@ -146,8 +145,7 @@ job "prometheus" {
       }
       template {
         destination     = "${NOMAD_TASK_DIR}/rules.yml"
-        change_mode     = "signal"
-        change_signal   = "SIGHUP"
+        change_mode     = "noop" # nothing in it changes but with the job
         left_delimiter  = "[[["
         right_delimiter = "]]]"
         data            = file("monitoring/rules.yml")

@@ -385,13 +385,13 @@ func (s *Service) consulTokens(ctx context.Context, client *api.Client, h hostSt
 	}
 	for i, t := range []*api.ACLToken{
 		{AccessorID: h.ConsulAccessor, Description: "agent of " + h.Host, Policies: []*api.ACLTokenPolicyLink{{Name: policy}}},
-		{AccessorID: h.NomadAccessor, Description: "Nomad of " + h.Host, Policies: []*api.ACLTokenPolicyLink{{Name: nomadPolicy}}},
+		{AccessorID: h.NomadAccessor, Description: "Nomad of " + h.Host, Policies: []*api.ACLTokenPolicyLink{{Name: nomadPolicy}}, ServiceIdentities: leftovers(h.Roles)},
 	} {
 		t.SecretID = secrets[i]
 		have, _, err := client.ACL().TokenRead(t.AccessorID, (&api.QueryOptions{RequireConsistent: true}).WithContext(ctx))
 		if err == nil && have != nil {
-			if out[i] = have.SecretID; len(have.Policies) == 1 && have.Policies[0].Name != t.Policies[0].Name { // other roles than before
-				have.Policies = t.Policies
+			if out[i] = have.SecretID; !sameRights(have, t) { // other roles than before
+				have.Policies, have.ServiceIdentities = t.Policies, t.ServiceIdentities
 				if _, _, err := client.ACL().TokenUpdate(have, (&api.WriteOptions{}).WithContext(ctx)); err != nil {
 					return out, err
 				}
@@ -408,6 +408,24 @@ func (s *Service) consulTokens(ctx context.Context, client *api.Client, h hostSt
 		out[i] = made.SecretID
 	}
 	return out, nil
+}
+
+// leftovers are the services of the tasks that a host of these roles is given. They register by their own identity; one
+// that has ended by itself leaves an entry whose token has ended as well, and Nomad takes that out by its own.
+func leftovers(roles []string) (all []*api.ACLServiceIdentity) {
+	for _, role := range slices.Sorted(slices.Values(roles)) {
+		for _, service := range map[string][]string{RoleBridge: {"bridge"}, RoleShard: {"shard"}, RoleEdge: {"edge", "turn", "prometheus"}, RoleRecorder: {"recorder"}}[role] {
+			all = append(all, &api.ACLServiceIdentity{ServiceName: "plenum-" + service})
+		}
+	}
+	return all
+}
+
+// sameRights tells whether two tokens of a host, made by consulTokens, may do the same.
+func sameRights(a, b *api.ACLToken) bool {
+	policy := func(x, y *api.ACLTokenPolicyLink) bool { return x.Name == y.Name }
+	service := func(x, y *api.ACLServiceIdentity) bool { return x.ServiceName == y.ServiceName }
+	return slices.EqualFunc(a.Policies, b.Policies, policy) && slices.EqualFunc(a.ServiceIdentities, b.ServiceIdentities, service)
 }
 
 // answer is what depends on the host alone.

@@ -407,6 +407,10 @@ func (l *lab) rights(t *testing.T) {
 	}
 	w := (&api.WriteOptions{}).WithContext(ctx)
 	q := (&api.QueryOptions{}).WithContext(ctx)
+	cluster, err := newConsul(l.consul, l.service.common.Consul)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for name, secret := range map[string]string{"agent": a.Consul.Token, "nomad": a.Nomad.ConsulToken} {
 		c, err := newConsul(l.consul, secret)
 		if err != nil {
@@ -418,6 +422,14 @@ func (l *lab) rights(t *testing.T) {
 		}
 		register := func(node, service string) error {
 			_, err := c.Catalog().Register(&api.CatalogRegistration{Node: node, Address: "10.99.0.9", Service: &api.AgentService{Service: service, Port: 1}}, w)
+			return err
+		}
+		tidy := func(service string) error {
+			e := &api.CatalogRegistration{Node: "gone", Address: "10.99.0.9", Service: &api.AgentService{Service: service, Port: 1}}
+			if _, err := cluster.Catalog().Register(e, w); err != nil {
+				t.Fatal(err)
+			}
+			_, err := c.Catalog().Deregister(&api.CatalogDeregistration{Node: "gone", ServiceID: service}, w)
 			return err
 		}
 		get := func(key string) error {
@@ -449,6 +461,8 @@ func (l *lab) rights(t *testing.T) {
 			{"its service on another's node", register("s1", "plenum-agent-b8"), false},
 			{"a shard", register("b8", "plenum-shard"), false},
 			{"consul", register("s1", "consul"), false},
+			{"what a bridge left", tidy("plenum-bridge"), name == "nomad"},
+			{"what a shard left", tidy("plenum-shard"), false},
 			{"a session", func() error { _, _, err := c.Session().Create(&api.SessionEntry{Node: "s1"}, w); return err }(), false},
 			{"a token", func() error { _, _, err := c.ACL().TokenCreate(&api.ACLToken{}, w); return err }(), false},
 			{"tokens", func() error {
