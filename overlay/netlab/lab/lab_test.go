@@ -50,7 +50,8 @@ type town struct {
 }
 
 // TestLab breaks one cluster in every way that a winter has, one after the other. Each leaves it whole. Those that take
-// long are for PLENUM_CHAOS=1, which has all of them last longer and hit more.
+// long are for PLENUM_CHAOS=1, which has all of them last longer and hit more; PLENUM_CHAOS=30s has them last as long as
+// that.
 func TestLab(t *testing.T) {
 	netlab.Require(t)
 	w := newTown(t)
@@ -88,10 +89,13 @@ func chaos() bool { return os.Getenv("PLENUM_CHAOS") != "" }
 
 // length is how long a fault lasts.
 func length() time.Duration {
-	if chaos() {
-		return 5 * time.Minute
+	if !chaos() {
+		return 30 * time.Second
 	}
-	return 30 * time.Second
+	if d, err := time.ParseDuration(os.Getenv("PLENUM_CHAOS")); err == nil {
+		return d
+	}
+	return 5 * time.Minute
 }
 
 // crowded is how many rooms a fault hits.
