@@ -54,6 +54,14 @@ func TestTwoTabs(t *testing.T) {
 	ann.until("!"+tile+".contains('novideo')", soon)
 	ann.sees(bob, green, mediaLimit)
 
+	// What the bridge wants of the camera may change twice in a moment.
+	for _, lines := range []string{"0, 90, 0, -1", "0, -1, 0"} {
+		if err := bob.eval(`[`+lines+`].forEach(maxHeight => plenum.media.hear(JSON.stringify({colibriClass: 'SenderSourceConstraints', maxHeight})))`, nil); err != nil {
+			t.Fatal(err)
+		}
+		bob.until(fmt.Sprintf("plenum.media.camera.getParameters().encodings.every(e => e.active === %t)", strings.HasSuffix(lines, "-1")), soon)
+	}
+
 	bob.click("leave")
 	ann.until("plenum.tiles.size === 0", soon)
 	bob.stop()

@@ -30,6 +30,7 @@ export class Media {
   private version = 1;
   private work: Promise<void> = Promise.resolve();
   private camera?: RTCRtpSender;
+  private lines = -1; // of the camera that somebody takes, as the bridge says; -1 is no limit
 
   /** The camera is sent with codec, in lower case, if the offer has it. */
   constructor(private readonly offer: Element, private readonly id: string, private codec: string, private readonly handler: MediaHandler) {
@@ -43,8 +44,9 @@ export class Media {
       const sender = this.pc.addTrack(t, stream);
       if (t.kind === 'video') this.camera = sender;
     }
-    await this.negotiate();
-    await this.layCamera();
+    const answered = this.negotiate().then(() => this.setCamera());
+    this.work = answered.catch(() => {}); // it is ours to tell, and what the channel brings meanwhile comes after it
+    await answered;
     return sessionAccept(this.offer, this.pc.localDescription!.sdp, this.id, responder);
   }
 
@@ -63,12 +65,17 @@ export class Media {
   prefer(codec: string): void {
     if (codec === this.codec) return;
     this.codec = codec;
-    this.work = this.work.then(() => this.negotiate()).catch(e => console.error('plenum: the codec could not be changed:', e));
+    this.next('the codec could not be changed', () => this.negotiate());
   }
 
   stats(): Promise<RTCStatsReport> { return this.pc.getStats(); }
 
-  /** One round of remote and local description; rounds are done one after the other. */
+  /** Changes of the connection are done one after the other: two at once, and the browser refuses one. */
+  private next(failure: string, step: () => Promise<void>): void {
+    this.work = this.work.then(step).catch(e => console.error(`plenum: ${failure}:`, e));
+  }
+
+  /** One round of remote and local description. */
   private async negotiate(): Promise<void> {
     if (this.pc.signalingState === 'closed') return;
     const sdp = remoteOffer(this.offer, this.sections, this.codec, this.version++);
@@ -77,10 +84,17 @@ export class Media {
     await this.pc.setLocalDescription({ type: 'answer', sdp: 'chrome' in window ? withSimulcast(answer.sdp!, this.layers) : answer.sdp });
   }
 
-  private async layCamera(): Promise<void> {
+  /** Sets the encodings of the camera, and stops those that nobody takes. */
+  private async setCamera(): Promise<void> {
     const parameters = this.camera?.getParameters();
-    if (parameters?.encodings.length !== ENCODINGS.length) return;
-    parameters.encodings.forEach((e, i) => Object.assign(e, ENCODINGS[i]));
+    if (!parameters?.encodings.length) return;
+    const height = this.camera!.track?.getSettings().height ?? 720;
+    let below = true; // the lowest encoding at or above the limit is still taken
+    parameters.encodings.forEach((e, i) => {
+      if (parameters.encodings.length === ENCODINGS.length) Object.assign(e, ENCODINGS[i]);
+      e.active = this.lines < 0 || (this.lines > 0 && below);
+      if (height / (e.scaleResolutionDownBy ?? 1) >= this.lines) below = false;
+    });
     await this.camera!.setParameters(parameters);
   }
 
@@ -93,7 +107,7 @@ export class Media {
   }
 
   private map(kind: 'audio' | 'video', mapped: Mapping[]): void {
-    this.work = this.work.then(async () => {
+    this.next('remote sources could not be set up', async () => {
       let fresh = false;
       for (const mapping of mapped) {
         const known = this.sections.find(s => s.mapping.ssrc === mapping.ssrc);
@@ -107,7 +121,7 @@ export class Media {
         fresh = true;
       }
       if (fresh) await this.negotiate();
-    }).catch(e => console.error('plenum: remote sources could not be set up:', e));
+    });
   }
 
   /** The data channel where the offer has one, the WebSocket otherwise. */
@@ -141,20 +155,9 @@ export class Media {
       case 'VideoSourcesMap': return this.map('video', m.mappedSources);
       case 'DominantSpeakerEndpointChangeEvent': return this.handler.dominant(m.dominantSpeakerEndpoint);
       case 'EndpointConnectivityStatusChangeEvent': return this.handler.connectivity(m.endpoint, m.active === 'true');
-      case 'SenderSourceConstraints': return void this.limit(m.maxHeight);
+      case 'SenderSourceConstraints':
+        this.lines = m.maxHeight;
+        return this.next('the camera could not be set', () => this.setCamera());
     }
-  }
-
-  /** Stops the encodings that nobody takes; -1 is no limit. */
-  private async limit(maxHeight: number): Promise<void> {
-    const parameters = this.camera?.getParameters();
-    if (!parameters?.encodings.length) return;
-    const height = this.camera!.track?.getSettings().height ?? 720;
-    let below = true; // the lowest encoding at or above the limit is still taken
-    parameters.encodings.forEach(e => {
-      e.active = maxHeight < 0 || (maxHeight > 0 && below);
-      if (height / (e.scaleResolutionDownBy ?? 1) >= maxHeight) below = false;
-    });
-    await this.camera!.setParameters(parameters);
   }
 }
