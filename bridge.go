@@ -169,6 +169,7 @@ func runBridge(ctx context.Context, p processOptions, o bridgeOptions, m memberO
 		defer os.Remove(p.readyFile)
 	}
 	fmt.Fprintf(out, "bridge %s takes media on %s\n", b.ID(), b.MediaAddrs()[0])
+	ops.heard = []string{"probe", "--bridge", readyOf(b).BridgeHTTP}
 
 	ctx, stop := context.WithCancel(ctx) // a bridge may be told over HTTP to end
 	defer stop()

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"net/http"
 	"os/exec"
 	"strings"
 	"syscall"
@@ -20,8 +21,22 @@ func TestProbe(t *testing.T) {
 	if out, err := run("--shard", s.ready.HTTP, "--timeout", "2s"); err == nil || !strings.Contains(out, "no sound") {
 		t.Errorf("a shard without bridges: %v %s", err, out)
 	}
+	heard := func(m *member) int {
+		res, err := http.Get(m.ready.Metrics + "/about/heard")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer res.Body.Close()
+		return res.StatusCode
+	}
+	if got := heard(s); got != http.StatusServiceUnavailable {
+		t.Errorf("a shard without bridges answers its check with %d", got)
+	}
 	b := w.bridge("b1", "muc")
 	w.bridged()
+	for _, m := range []*member{s, b} {
+		eventually(t, "people are heard", func() bool { return heard(m) == http.StatusOK })
+	}
 	for _, args := range [][]string{{"--shard", s.ready.HTTP}, {"--bridge", b.ready.BridgeHTTP}} {
 		began := time.Now()
 		out, err := run(append(args, "--timeout", "30s")...)

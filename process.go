@@ -151,6 +151,7 @@ type operators struct {
 	registry *prometheus.Registry
 	listener net.Listener
 	server   *http.Server
+	heard    []string // arguments of plenum that find out whether people are heard; nil: nothing does
 }
 
 func newOperators(addr string) (*operators, error) {
@@ -177,6 +178,9 @@ func (o *operators) serve(debug http.Handler) error {
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 	if debug != nil {
 		mux.Handle("GET /debug/", debug)
+	}
+	if o.heard != nil {
+		mux.Handle("GET /about/heard", &hearing{args: o.heard})
 	}
 	o.server.Handler = mux
 	if err := o.server.Serve(o.listener); !errors.Is(err, http.ErrServerClosed) {

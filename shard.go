@@ -383,6 +383,7 @@ func runSignaling(ctx context.Context, p processOptions, o shardOptions, k clust
 		defer os.Remove(p.readyFile)
 	}
 	fmt.Fprintf(out, "shard %s serves %s\n", k.shard, shardURL(shard, o.tls))
+	ops.heard = []string{"probe", "--shard", shardURL(shard, o.tls), "--domain", o.domain}
 
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()

@@ -102,6 +102,7 @@ type cluster struct {
 	bin   string
 	first *box
 	boxes []*box
+	admin string // Ada's age key
 }
 
 // A box is one test host.
@@ -243,10 +244,13 @@ func (c *cluster) found(b *box, more ...string) string {
 }
 
 func (c *cluster) initArgs(b *box, more ...string) []string {
-	id, err := age.GenerateX25519Identity()
-	check(c.t, err)
+	if c.admin == "" {
+		id, err := age.GenerateX25519Identity()
+		check(c.t, err)
+		c.admin = id.Recipient().String()
+	}
 	return append([]string{"init", "--cluster", "test", "--region", "ber", "--host", b.Name(), "--roles", "server", "--address", b.Addr().String(),
-		"--admin", "ada=" + id.Recipient().String(), "--binaries", c.bin}, more...)
+		"--admin", "ada=" + c.admin, "--binaries", c.bin}, more...)
 }
 
 func (c *cluster) token(region, roles string) string {

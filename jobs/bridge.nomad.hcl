@@ -174,10 +174,9 @@ job "bridge" {
       }
       check {
         name     = "heard"
-        type     = "script"
-        task     = "bridge"
-        command  = var.plenum
-        args     = ["probe", "--bridge", "http://${NOMAD_ADDR_http}"]
+        type     = "http" # no script: after a restart of Nomad its executor dies of one, and the task with it
+        port     = "metrics"
+        path     = "/about/heard"
         interval = "30s"
         timeout  = "10s"
       }

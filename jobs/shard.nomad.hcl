@@ -178,10 +178,9 @@ job "shard" {
       }
       check {
         name     = "heard"
-        type     = "script"
-        task     = "shard"
-        command  = var.plenum
-        args     = ["probe", "--shard", "http://${NOMAD_ADDR_http}", "--domain", var.domain]
+        type     = "http" # no script: after a restart of Nomad its executor dies of one, and the task with it
+        port     = "metrics"
+        path     = "/about/heard"
         interval = "30s"
         timeout  = "10s"
       }

@@ -187,29 +187,31 @@ func mixedVersions(w *town) {
 	w.check(w.addBridge(muc2, "--var", "plenum=/"+path))
 	w.within(time.Minute, func() error {
 		all, err := w.list("bridge")
-		if b := all[muc2.name]; err == nil && (b.Why != "" || b.Load.Shards < len(homes)) {
-			err = fmt.Errorf("%+v", b)
+		if b := all[muc2.name]; err == nil && (b.Why != "" || b.Load.Shards < len(homes) || b.Load.Stress > 0.5) {
+			err = fmt.Errorf("%+v", b) // all bridges share one machine, and an overloaded one is not chosen
 		}
 		return err
 	})
+	var all map[string]instance
 	served := func(host string) int {
-		all, err := w.list("bridge")
+		var err error
+		all, err = w.list("bridge")
 		w.check(err)
 		return all[host].Load.People
 	}
 	muc.join("old00", 1)
 	muc.talk("old00", 1)
 	if n := served(muc2.name); n != 0 {
-		w.Errorf("%d people of a conference of the old version are on the new bridge", n)
+		w.Errorf("%d people of a conference of the old version are on the new bridge: %+v", n, all)
 	}
 	fill(muc, "new", 1)
 	if n := served(muc2.name); n != 2 {
-		w.Errorf("%d people of a new conference are on the new bridge", n)
+		w.Errorf("%d people of a new conference are on the new bridge: %+v", n, all)
 	}
 	ham.join("new00", 1)
 	ham.talk("new00", 1)
 	if n := served(muc2.name); n != 3 {
-		w.Errorf("%d of 3 people of a conference of the new version are on a bridge of it", n)
+		w.Errorf("%d of 3 people of a conference of the new version are on a bridge of it: %+v", n, all)
 	}
 	for _, p := range []*place{ham, muc} {
 		for _, rooms := range []string{"old00", "new00"} {

@@ -201,6 +201,7 @@ type instance struct {
 	Load                            struct {
 		Rooms, People, Bridges, Shards int
 		Drain                          string
+		Stress                         float64
 	}
 }
 
