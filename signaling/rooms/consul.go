@@ -446,7 +446,8 @@ func (c *Consul) reconcile(ctx context.Context) {
 				token, err := c.cfg.records.Lock(ctx, h.key, id, h.record)
 				if errors.Is(err, ErrLocked) {
 					e, rerr := c.cfg.records.Read(ctx, h.key)
-					if rerr == nil && e.Session != "" && e.Session != id {
+					// Our own former session may have it for a moment more.
+					if rerr == nil && e.Session != "" && e.Session != id && e.Record.Shard != c.cfg.Self {
 						c.metrics.split.Inc()
 						c.metrics.splits.add(h.name, age)
 						c.mu.Lock()

@@ -76,11 +76,22 @@ func (s *store) Open(ctx context.Context, name string, ttl time.Duration) (strin
 
 func (s *store) Renew(ctx context.Context, id string) error {
 	entry, _, err := s.agent.Session().Renew(id, write(ctx))
-	if err == nil && entry == nil {
-		return ErrNoSession
+	if err != nil || entry != nil {
+		return err
 	}
-	return err
+	// Who has just become leader says so of sessions that it has still to read about in its log.
+	q := query(ctx)
+	q.RequireConsistent = true
+	switch entry, _, err = s.agent.Session().Info(id, q); {
+	case err != nil:
+		return err
+	case entry != nil:
+		return errNotYet
+	}
+	return ErrNoSession
 }
+
+var errNotYet = errors.New("Consul's leader did not know the session yet")
 
 func (s *store) Close(ctx context.Context, id string) error {
 	_, err := s.agent.Session().Destroy(id, write(ctx))
