@@ -4,6 +4,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -251,6 +252,21 @@ func (w *town) settled() time.Duration {
 			}
 		}
 		return nil
+	})
+}
+
+// rested waits until every bridge serves all shards, and is not too busy to be chosen: they share one machine, and take part
+// of each other's work for load.
+func (w *town) rested() {
+	w.Helper()
+	w.within(2*time.Minute, func() error {
+		all, err := w.list("bridge")
+		for _, b := range all {
+			if b.Why != "" || b.Load.Shards < len(homes) || b.Load.Stress > 0.5 {
+				err = errors.Join(err, fmt.Errorf("%+v", b))
+			}
+		}
+		return err
 	})
 }
 
