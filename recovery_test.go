@@ -70,15 +70,22 @@ func startSplit(t *testing.T, change ...func(*signaling.Config)) *split {
 	return s
 }
 
-// freePort returns an address that nobody listens on just now.
+// given are the ports that tests have: the system may find the one of a moment ago free again.
+var given sync.Map
+
+// freePort returns an address that nobody listens on just now, and that was not given before.
 func freePort(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.Close()
+		if _, taken := given.LoadOrStore(l.Addr().String(), true); !taken {
+			return l.Addr().String()
+		}
 	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 // start runs a shard that knows nothing of an earlier one but its key.
