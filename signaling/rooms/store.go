@@ -91,7 +91,7 @@ func (s *store) Renew(ctx context.Context, id string) error {
 	return ErrNoSession
 }
 
-var errNotYet = errors.New("Consul's leader did not know the session yet")
+var errNotYet = errors.New("the leader did not know the session yet")
 
 func (s *store) Close(ctx context.Context, id string) error {
 	_, err := s.agent.Session().Destroy(id, write(ctx))
